@@ -30,13 +30,14 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.models.activations import Activations
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import sample_windows
 from tailwise.models.walking.hosts import load_host
 from tailwise.models.walking.statistics import of_group
-from tailwise.models.walking.walk import Block, walk_blocks
+from tailwise.models.walking.walk import walk_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 

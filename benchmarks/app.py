@@ -1,7 +1,7 @@
 """The web app under load and in a browser: times of pages, 50 readers beside an audit, a kill in the middle of one.
 
     python benchmarks/app.py            print the tables
-    python benchmarks/app.py --write    … and write them into docs/app.md
+    python benchmarks/app.py --write    … and write them into benchmarks/results/app.md
 
 Needs Chromium. Times are of this machine and this run; there is no peer to put beside them.
 """
@@ -33,7 +33,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.run import audit
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "app.md"
+PAGE = ROOT / "benchmarks" / "results" / "app.md"
 READERS, ROUNDS = 50, 12
 MATRICES, SIDE = 80, 1536
 
@@ -264,7 +264,7 @@ def kill(folder: Path, state: Path) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write docs/app.md")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/app.md")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tailwise-app-") as made:
         folder, state = Path(made) / "served", Path(made) / "state"

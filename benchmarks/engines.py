@@ -1,6 +1,6 @@
 """An audit on local threads, on Dask and on Ray, with one worker and with two, in one run.
 
-    python benchmarks/engines.py            blocks of a 1B Llama's shapes; the table goes into docs/benchmarks.md
+    python benchmarks/engines.py            blocks of a 1B Llama's shapes; table in benchmarks/results/speed.md
     python benchmarks/engines.py --small    a small model, in a minute, to see that it runs
 
 Random weights in bfloat16. Every engine is up and has done a small audit before its clock starts: what starting costs

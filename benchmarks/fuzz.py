@@ -8,7 +8,7 @@ An input is read, or refused in one of tailwise's own errors; anything else (ano
 seconds of computing, more than 4 GiB) is a finding, with the number that makes it again. One worker process does piece
 after piece; a crash ends the worker and is a finding of the input that it was at, and a new worker goes on behind it.
 Each piece is a line of `--results`, so a run goes on where the last one ended. The table counts all lines, and is
-written into docs/fuzzing.md with `--write`.
+written into benchmarks/results/fuzzing.md with `--write`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
-PAGE = ROOT / "docs" / "fuzzing.md"
+PAGE = ROOT / "benchmarks" / "results" / "fuzzing.md"
 MEMORY = 4 << 30
 #: Seconds without a word after which a worker is stopped; much more than an input may compute, for cores are shared.
 PATIENCE = 300
-#: Inputs of a kind in each round, of 10,000 in all: what costs less is done more often (docs/fuzzing.md says what).
+#: Inputs of a kind in each round, of 10,000 in all: what costs less is done more often.
 ROUND = {
     "gates": 1700,
     "gguf": 1500,
@@ -78,7 +78,7 @@ def parsed() -> argparse.Namespace:
     found.add_argument("--kinds", default="", help="comma list; all")
     found.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after that")
     found.add_argument("--results", type=Path, default=RESULTS, help="a line per piece; goes on where it ends")
-    found.add_argument("--write", action="store_true", help="write the table into docs/fuzzing.md")
+    found.add_argument("--write", action="store_true", help="write the table into benchmarks/results/fuzzing.md")
     found.add_argument("--again", action="store_true", help="only what was found so far: which findings still are")
     found.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return found.parse_args()

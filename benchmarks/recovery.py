@@ -34,7 +34,7 @@ from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import Documents
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: label → options.
 WAYS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """The rules of `tailwise diagnose` against models made sick on purpose: sensitivity and false alarms.
 
     python benchmarks/sick_models.py --folder F              train what is missing in F, audit, diagnose, print
-    python benchmarks/sick_models.py --folder F --write      … and write the tables into docs/sick-models.md
+    python benchmarks/sick_models.py --folder F --write      … and write benchmarks/results/fault-injection.md
     python benchmarks/sick_models.py --folder F --train healthy memorised    train these conditions and end
 
 Small Llamas learn the bytes of Python's standard library. Trained weights and audits are kept in F, so after the first
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 import tailwise as tw
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "sick-models.md"
+PAGE = ROOT / "benchmarks" / "results" / "fault-injection.md"
 WIDTH, INNER, BLOCKS, HEADS, CONTEXT, BATCH, STEPS, LR = 128, 352, 6, 4, 64, 8, 500, 3e-3
 #: Thresholds were chosen on these seeds, and the tables are made on the others.
 TUNING = (0, 1)
@@ -344,7 +344,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--train", nargs="*", help="only train these conditions (none named: all)")
     made.add_argument("--known", action="store_true", help="train nothing: only conditions whose weights are in F")
-    made.add_argument("--write", action="store_true", help="write docs/sick-models.md")
+    made.add_argument("--write", action="store_true", help="write benchmarks/results/fault-injection.md")
     return made
 
 

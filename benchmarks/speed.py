@@ -1,6 +1,6 @@
 """Speed, memory and fidelity of an audit beside weightwatcher, on one machine, in one run.
 
-    python benchmarks/speed.py            everything; the table goes into docs/benchmarks.md (about 45 minutes)
+    python benchmarks/speed.py            everything; the table goes into benchmarks/results/speed.md (about 45 minutes)
     python benchmarks/speed.py --small    a small model only, in a minute, to see that it runs
 
 Every measurement is a process of its own with one BLAS thread. CPU seconds are those of the measured call alone
@@ -27,7 +27,7 @@ from typing import Any
 import models  # the module beside this file
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "benchmarks" / "results" / "speed.md"
 #: What weightwatcher's `analyze` computes by default.
 SAME_METRICS = (
     "alpha", "alpha_sigma", "lambda_min", "lambda_max", "ks_distance", "num_pl_spikes", "alpha_weighted",

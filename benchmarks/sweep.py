@@ -1,6 +1,6 @@
 """The cost model of a sweep against measured runs, and the plan of 100,000 models that follows from it.
 
-    python benchmarks/sweep.py            both tables go into docs/sweeping.md (about 3 minutes)
+    python benchmarks/sweep.py            both tables go into benchmarks/results/sweep.md (about 3 minutes)
     python benchmarks/sweep.py --small    tiny models, in seconds, to see that it runs
 
 Predicted is what `tailwise sweep --dry-run` says before a weight is read; measured is the processor time of the audit
@@ -30,7 +30,7 @@ from tailwise.audits.prepare import Selection, prepare
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
 from tailwise.history.sweep.forecast import Cost, ModelSample, cost_of, forecast
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "sweeping.md"
+PAGE = Path(__file__).resolve().parent / "results" / "sweep.md"
 Shapes = Mapping[str, tuple[int, int]]
 
 #: Dollars for a core and hour, and bytes per second that one machine reads.

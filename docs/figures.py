@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 
 import tailwise as tw
-from tailwise.spectrum.baseline import gaussian_spectra
+from tailwise.spectrum.marchenko_pastur import gaussian_spectra
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = ROOT / "docs" / "images" / "overview.svg"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import re
 import sys
@@ -24,13 +25,15 @@ from typer.models import ArgumentInfo
 import tailwise
 from tailwise.audits.weightwatcher import COLUMNS, DIFFERENT
 from tailwise.checkpoints.roles import ROLES
-from tailwise.cli.help_texts import filled
+from tailwise.cli.filled_help import filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.core.recipe import Recipe
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE, of_rule
+from tailwise.core.registry import Registry
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
+from tailwise.judging.rules import Rule
+from tailwise.judging.thresholds import TABLE
 from tailwise.number_formats.formats import FORMATS, parse_format
 from tailwise.number_formats.ggml_blocks import BLOCK
 from tailwise.number_formats.ggml_types import GgmlFormat
@@ -39,19 +42,32 @@ from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
 from tailwise.spectrum.metrics.facts import selected
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.training import alarm_limits
-from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+from tailwise.training.alarm_rule import ALARM_RULES
 
 HERE = Path(__file__).resolve().parent
-ZOO = "<!-- zoo: written by docs/generate.py from tests/zoo -->"
 NOTE = "<!-- Written by docs/generate.py. Change the code, not this page. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name → text of every generated page."""
     return {"commands.md": commands(), "metrics.md": metrics(), "rules.md": rules(), "charts.md": charts(),
-            "formats.md": formats(), "allocators.md": allocators(), "roles.md": roles(), "api.md": api(),
-            "checkpoints.md": checkpoints(), "families.md": families()}  # fmt: skip
+            "api.md": api(), "formats.md": with_parts("formats.md", {"formats": formats}),
+            "plans.md": with_parts("plans.md", {"allocators": allocators}),
+            "checkpoints.md": with_parts("checkpoints.md", {"zoo": zoo, "roles": roles}),
+            "prune.md": with_parts("prune.md", {"families": families})}  # fmt: skip
+
+
+def with_parts(page: str, parts: dict[str, Callable[[], str]]) -> str:
+    """A page that was written by hand, with the parts between its marks as the code has them.
+
+    A part lies between `<!-- NAME: written by … -->` and `<!-- NAME: end -->`.
+    """
+    text = (HERE / page).read_text(encoding="utf-8")
+    for name, make in parts.items():
+        before, start, rest = re.split(rf"(<!-- {name}: written by [^\n]*-->\n)", text)
+        after = rest.partition(f"<!-- {name}: end -->")[2]
+        text = f"{before}{start}\n{make()}\n\n<!-- {name}: end -->{after}"
+    return text
 
 
 def commands() -> str:
@@ -95,6 +111,8 @@ def _parameters(command: Callable[..., Any]) -> tuple[dict[str, str], dict[str, 
             more = "" if "list" not in str(kind) else "..."
             arguments[name.upper() if required else f"[{name.upper()}]{more}"] = filled(info.help or "")
             continue
+        if info.hidden:
+            continue
         flags = [info.default, *(info.param_decls or ())]  # typer keeps the first declaration apart
         spelled = [flag for flag in flags if isinstance(flag, str) and flag.startswith("-")]
         spelled = spelled or ["--" + name.replace("_", "-")]
@@ -111,6 +129,8 @@ def _value(kind: Any, metavar: str | None) -> str:
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
     if kind is bool:
         return ""
+    if typing.get_origin(kind) is typing.Literal:
+        return f" `{' or '.join(typing.get_args(kind))}`"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f" `{' or '.join(member.value for member in kind)}`"
     words = {int: "N", float: "X", Path: "FOLDER", str: "TEXT"}
@@ -146,7 +166,7 @@ def metrics() -> str:
              _other_name(other_names.get(item.name))]
             for item in built_in if item.family == family
         ]  # fmt: skip
-        parts.append(f"## {family}\n\n{inspect.getdoc(module)}")
+        parts.append(f"## {family.replace('_', ' and ')}\n\n{inspect.getdoc(module)}")
         parts.append(_table(["name", "what it is", "formula", "unit", "when", "source", "WeightWatcher"], rows))
     parts.append("† The definition differs from WeightWatcher's on purpose: see [definitions](definitions.md).")
     return "\n\n".join(parts) + "\n"
@@ -179,8 +199,8 @@ def rules() -> str:
     parts = [
         f"# Rules\n\n{NOTE}",
         "`tailwise diagnose AUDIT` and `tw.diagnose(audit)` apply these rules. A rule finds something, finds "
-        "nothing, or says that it could not look and why, which is not the same as finding nothing. "
-        "[How well they do](sick-models.md) was measured on models made sick on purpose.",
+        "nothing, or says that it was not evaluated and why, which is not the same as finding nothing. "
+        "[How well they do](results.md#do-the-rules-find-what-is-wrong) was measured by fault injection.",
         "Every exponent is shown with its standard error, and with what noise of the same shape gives. Comparisons "
         "along depth stay within one role and one shape, since pooled roles reverse trends; they carry a test, "
         "corrected for being many.",
@@ -188,55 +208,46 @@ def rules() -> str:
         "layers whose name matches. `--thresholds FILE.toml` changes any value of the "
         "[table of thresholds](#thresholds).",
     ]
-    built_in = [item for _, item in RULES.items() if item.judge.__module__.startswith("tailwise.")]
+    built_in = [item for _, item in RULES.items() if item.built_in]
     for family in dict.fromkeys(item.family for item in built_in):
         module = inspect.getmodule(next(item for item in built_in if item.family == family).judge)
         # The code alone is a heading, so that `rules.md#tw101` leads to it.
-        heads = [_rule(item) for item in built_in if item.family == family]
+        heads = [_rule(item, _audit_needs(item)) for item in built_in if item.family == family]
         parts += [f"## {family.capitalize()}\n\n{inspect.getdoc(module)}", *heads]
+    parts += ["## Alarms", _ALARMS, *(_rule(item, _names(item.asks_for) or "any norm, or the loss")
+                                      for _, item in ALARM_RULES.items() if item.built_in)]  # fmt: skip
+    parts.append(
+        "## Thresholds\n\nOf rules on audits and on runs. In a TOML file: `noise_z = 5`, one line for each that is to "
+        "change; one file may serve both."
+    )
     rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in TABLE]
-    parts.append("## Thresholds\n\nIn a TOML file: `noise_z = 5`, one line for each that is to change.")
-    parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
-    parts += ["## Alarms", _ALARMS, *(_alarm_rule(item) for _, item in ALARM_RULES.items()
-                                      if item.judge.__module__.startswith("tailwise."))]  # fmt: skip
-    rows = [[f"`{i.name}`", f"{i.value:g}", i.unit, i.reason, ", ".join(i.rules)] for i in alarm_limits.TABLE]
-    parts.append("### Thresholds of alarms")
     parts.append(_table(["name", "value", "unit", "reason", "rules"], rows))
     return "\n\n".join(parts) + "\n"
 
 
 _ALARMS = (
-    "These rules look at the points of a running training, one after the other: see [alarms](alarms.md). *Needs* are "
+    "These rules look at the points of a running training, one after the other: see [alarms](training.md#alarms). "
+    "*Needs* are "
     "metrics of a layer and numbers of the whole model that a point must have for the rule to be asked. How well they "
     "do was measured: see [evidence from training](training-evidence.md)."
 )
 
 
-def _alarm_rule(item: AlarmRule) -> str:
-    needs = ", ".join(f"`{name}`" for name in (*item.needs, *item.scalars))
-    used = ", ".join(f"`{threshold.name}`" for threshold in alarm_limits.of_rule(item.code))
-    rows = [
-        ["severity", item.severity],
-        ["needs", needs or "any norm, or the loss"],
-        ["thresholds", used],
-        ["causes", "; ".join(item.causes)],
-        ["remedies", "; ".join(item.remedies)],
-        ["in code", _functions(item.functions)],
-        ["evidence for the rule", _STRENGTHS[item.strength]],
-        ["references", "; ".join(item.references)],
-    ]
-    sign = f"**{item.title[0].upper()}{item.title[1:]}.** {item.summary}"
-    return f"### {item.code}\n\n{sign}\n\n{_table(['', ''], rows)}"
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _functions(names: Iterable[str]) -> str:
     return ", ".join(f"[`remedies.{name}`](remedies.md#{name.lower()})" for name in names) or "–"
 
 
-def _rule(item: Rule) -> str:
+def _audit_needs(item: AuditRule) -> str:
     estimator = f" (`alpha` from the `{item.estimator}` estimator)" if item.estimator else ""
-    needs = ", ".join(f"`{name}`" for name in item.needs) + estimator if item.needs else "nothing but the rows"
-    used = ", ".join(f"`{threshold.name}`" for threshold in of_rule(item.code))
+    return _names(item.needs) + estimator if item.needs else "nothing but the rows"
+
+
+def _rule(item: Rule[Any, Any], needs: str) -> str:
+    used = _names(threshold.name for threshold in item.thresholds)
     rows = [
         ["severity", item.severity],
         ["needs", needs],
@@ -266,7 +277,7 @@ def charts() -> str:
         "`tailwise report AUDIT -o report.html` puts all of them into one page that needs no network; "
         "`tailwise plot AUDIT --chart NAME -o x.png` (or .svg, .pdf, .html, .json) draws one; "
         '`audit.plot("NAME")` gives it to a notebook as an Altair chart. `tailwise plot --list` prints the names, '
-        '`--theme dark` is for dark paper. All of it needs `pip install "tailwise[report]"`.',
+        '`--theme dark` is for dark paper. All of it needs `pip install -c constraints.txt ".[report]"`.',
         "Colours and shapes of roles are the same in every chart. Bands of α stand only where it was fitted by the "
         "`ks` estimator. A hollow point is a poor fit, which has no verdict. Small block numbers are near the data, "
         "large ones near the labels; `in` and `out` are what stands before the first block and after the last.",
@@ -306,9 +317,8 @@ def formats() -> str:
     rules_of_scales |= {type(item.rule): item.rule for item in map(parse_format, _VARIANTS) if _scaled(item)}
     return "\n\n".join(
         [
-            f"# Number formats\n\n{NOTE}",
             "Names as `tailwise precision --precisions` and `tailwise.number_formats.formats.parse_format` take "
-            "them. [Precision](precision.md#number-formats) says how each rounds and what it is compared with. Bits "
+            "them. [Below](#how-each-format-rounds) is how each rounds and what it is compared with. Bits "
             f"per weight are of a {_SIDE} × {_SIDE} matrix, with scales and zero points, without headers.",
             "## Base names",
             _table(head, [[f"`{name}`", text, *_format_cells(parse_format(name))] for name, text in FORMATS.items()]),
@@ -327,7 +337,7 @@ def formats() -> str:
             *(f"- **{name}** (`{', '.join(_users(name, FORMATS) or _users(name, _VARIANTS))}`): {_first(kind)}"
               for kind in rules_of_scales for name in [kind.__name__]),
         ]
-    ) + "\n"  # fmt: skip
+    )  # fmt: skip
 
 
 def _stood_in_for() -> list[tuple[str, GgmlFormat]]:
@@ -363,9 +373,7 @@ def allocators() -> str:
     """Every built-in allocator, and the operators of pruning plans."""
     found = [item for _, item in ALLOCATORS.items() if item.choose.__module__.startswith("tailwise.")]
     parts = [
-        f"# Allocators\n\n{NOTE}",
-        "An allocator spreads a budget over the tensors of a model. `tailwise plan prune --allocator NAME` and "
-        "`Request(allocator=NAME)` take these; [plans](plans.md) says how they are used, and what to expect of them.",
+        "`tailwise plan prune --allocator NAME` and `Request(allocator=NAME)` take these.",
         "*Takes* are its settings: the options `--mapping`, `--tau`, `--beta`, and for those that no option sets, "
         "fields of `Settings` in Python.",
         _table(
@@ -374,9 +382,9 @@ def allocators() -> str:
               "yes" if item.needs_alpha else "no", item.source] for item in found],
         ),
     ]  # fmt: skip
-    parts += [f"## {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
+    parts += [f"### {item.name}\n\n{_prose(inspect.getdoc(item.choose) or '')}" for item in found]
     parts += [
-        "## Operators",
+        "### Operators of pruning",
         "What removes parameters, and which way α points for it:",
         _table(
             ["name", "what goes", "more where α is", "source of the direction"],
@@ -384,33 +392,30 @@ def allocators() -> str:
              for item in operators_that("prune").values()],
         ),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def roles() -> str:
     """Every role."""
     return "\n\n".join(
         [
-            f"# Roles\n\n{NOTE}",
             "Each tensor gets a role from its name, by one table that covers the names of transformers, diffusers, "
             "torchvision, timm, GGUF, MLX, Megatron, LitGPT, torchtune and the original releases of Llama, Mixtral, "
             "Whisper, CLIP, Stable Diffusion and Flux. The table stands in the order in which layers are listed "
             "within a block. `tailwise audit --roles A,B` takes only these.",
             _table(["role", "what it is"], [[f"`{name}`", text] for name, text in ROLES.items()]),
         ]
-    ) + "\n"  # fmt: skip
+    )
 
 
-def checkpoints() -> str:
-    """The page as it is, with the table of the zoo as its tests have it."""
+def zoo() -> str:
+    """The table of the zoo, as its tests have it."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     try:
         from zoo.page import summary, table
     finally:
         sys.path.pop(0)
-    before, start, rest = (HERE / "checkpoints.md").read_text(encoding="utf-8").partition(f"{ZOO}\n")
-    _, end, after = rest.partition("<!-- zoo: end -->")
-    return f"{before}{start}\n{summary()}.\n\n{table()}\n\n{end}{after}"
+    return f"{summary()}.\n\n{table()}"
 
 
 def families() -> str:
@@ -422,21 +427,20 @@ def families() -> str:
         sys.path.pop(0)
     return "\n\n".join(
         [
-            f"# Families and operators\n\n{NOTE}",
             "Tiny models of transformers, each planned, applied, and loaded again by plain transformers (by "
             "`tailwise.load_pruned` where a config cannot say the sizes). A ✓ says that what was loaded is what a "
             "reference of a few lines makes of the model: masks and rounded values bit for bit; of GPTQ the codes, all "
             "but 1 in 10,000, and the error of the outputs; factors (of stacked experts their products) against the "
             "best approximation of their rank; "
             "heads, neurons and blocks that went against the whole model without them; experts that went against the "
-            "whole model whose routers may not choose them (–: it has none); and that what was reached is "
+            "whole model whose routers may not choose them (–: it has none); and that what was achieved is "
             "what the written files hold. The tests run each family with two operators; "
             "`PYTHONPATH=src:tests python tests/families/table.py` runs the whole product and keeps this table.",
             table(),
-            "## What is refused\n\nBefore any work, with these words:",
+            "### What is refused\n\nBefore any work, with these words:",
             reasons(),
         ]
-    ) + "\n"  # fmt: skip
+    )
 
 
 def api() -> str:
@@ -444,9 +448,10 @@ def api() -> str:
     parts = [
         f"# Python API\n\n{NOTE}",
         "`import tailwise as tw` loads neither torch nor numpy; a name is loaded when it is first used. "
-        "These are all the public names. `tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
+        "These are the names in `tw.`; what they take and give beside them is in [named modules](#modules). "
+        "`tailwise audit` is `tw.audit`, and `tailwise show` is `tw.Audit.load`.",
     ]
-    functions = [name for name in tailwise.__all__ if inspect.isfunction(getattr(tailwise, name))]
+    functions = [name for name in tailwise.__all__ if inspect.isfunction(inspect.unwrap(getattr(tailwise, name)))]
     classes = [name for name in tailwise.__all__ if inspect.isclass(getattr(tailwise, name))]
     errors = [name for name in classes if issubclass(getattr(tailwise, name), Exception)]
     for title, names in (
@@ -461,7 +466,45 @@ def api() -> str:
         "## Values\n\n### METRICS\n\nThe registry of metrics: `METRICS[name]` is a `Metric` with `name`, `family`, "
         f"`formula`, `unit`, `source` and `summary`.\n\n{described}"
     )
+    parts += ["## Modules\n\nEverything else that functions take and give, each in one module; "
+              "`tw.plans.Plan` and `from tailwise.plans import Plan` are the same."]  # fmt: skip
+    told = set(tailwise.__all__)
+    for name in MODULES:
+        parts += _module(importlib.import_module(f"tailwise.{name}"), told)
     return "\n\n".join(parts) + "\n"
+
+
+#: Those with names of their own, in the order of the road; a name is described where it comes first.
+MODULES = ("auditing", "diagnosing", "comparing", "gates", "plans", "precision", "scoring", "runs", "extend")
+
+
+def _module(module: types.ModuleType, told: set[str]) -> list[str]:
+    """A module: what it is, and its names that are not described before."""
+    parts = [f"## {module.__name__}\n\n{inspect.getdoc(module)}"]
+    before = [f"`{name}`" for name in module.__all__ if name in told]
+    if before:
+        parts.append(f"Described above: {', '.join(before)}.")
+    for name in module.__all__:
+        if name not in told:
+            told.add(name)
+            item = getattr(module, name)
+            parts.append(_described(name, item) if _is_made(item) else _value_of(name, item))
+    return parts
+
+
+def _is_made(item: Any) -> bool:
+    """Whether it is a class or a function, and no alias of a type."""
+    return inspect.isclass(item) or inspect.isfunction(inspect.unwrap(item))
+
+
+def _value_of(name: str, item: Any) -> str:
+    """A registry, a table or a kind of type."""
+    if isinstance(item, Registry):
+        return f"### {name}\n\nEvery {item.kind}, by its name: {', '.join(f'`{one}`' for one in item)}."
+    if isinstance(item, (tuple, dict)):
+        return f"### {name}\n\n{', '.join(f'`{one}`' for one in item)}."
+    kind = re.sub(r"[a-z_.]+[.](?=[A-Z])", "", str(item)).replace("typing.", "")
+    return f"### {name}\n\n`{name} = {kind}`"
 
 
 def _described(name: str, item: Any) -> str:
@@ -546,6 +589,7 @@ def _prose(text: str) -> str:
     """A docstring as Markdown: NumPy-style parameter lists become lists."""
     text = re.sub(r"\nParameters\n-+\n", "\nParameters:\n\n", text)
     text = re.sub(r"(?m)^([a-z_, ]+)\n    (.+(?:\n    .+)*)", _as_item, text)
+    text = re.sub(r"(?m)^>>> .*(?:\n(?!\n).+)*(?:\n\n>>> .*(?:\n(?!\n).+)*)*", r"```pycon\n\g<0>\n```", text)
     if "├" in text:
         text = re.sub(r"(?m)^", "    ", text)
     return text

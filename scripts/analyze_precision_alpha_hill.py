@@ -37,7 +37,7 @@ def main() -> None:
     given = vars(parser().parse_args())
     model = given.pop("model")
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    sys.argv = ["tailwise", "precision", "--basic", *options, "--", model]
+    sys.argv = ["tailwise", "precision", "--basic", "--plots", *options, "--", model]
     run()
 
 

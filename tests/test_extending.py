@@ -22,6 +22,8 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {
     "Metrics": ("tailwise.metrics", "Largest eigenvalue over the median one"),
     "Rules": ("tailwise.rules", "XT101 large spread"),
+    "Estimators": ("tailwise.estimators", "third.audit"),
+    "Number formats": ("tailwise.number_formats", "5-bit integer"),
     "Charts": ("tailwise.charts", "written to spread.json"),
     "Operators": ("tailwise.operators", "written to left.json"),
     "Allocators": ("tailwise.allocators", "blend, same"),
@@ -126,6 +128,11 @@ def test_what_was_written_holds_what_the_package_says(said, place):
     assert {item.sparsity for item in Plan.load(work / "same.json")} == {0.5}
     assert {line.split("\t")[1] for line in (work / "same.tsv").read_text().splitlines()} == {"0.5"}
     assert {item.format for item in Plan.load(work / "fewest.json")} == {"int4"}
+    third = tw.Audit.load(work / "third.audit")
+    for layer in third:
+        largest = layer.spectrum.eigenvalues[2 * layer.spectrum.m // 3 :]
+        assert layer.alpha == pytest.approx(1 + len(largest) / np.log(largest / largest[0]).sum())
+    assert len((work / "formats" / "precision_summary_statistics.csv").read_text().splitlines()) > 1
 
 
 def test_the_page_names_every_group():

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import tailwise as tw
 from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.cli.main import app
-from tailwise.core.harmless import cell, pattern_from_file, visible
+from tailwise.core.errors import UnreadableError
+from tailwise.core.harmless import cell, listed, pattern_from_file, visible
 from tailwise.core.optional import missing
 from tailwise.judging.gates.expectation_text import to_model_card
 from tailwise.report.comparison_page import ranking_csv
@@ -187,3 +188,28 @@ def test_a_model_card_shows_roles_and_recipes_of_a_file_as_text(tmp_path):
     assert "\u202e" not in card
     assert "<b>" not in card
     assert "\n# head" not in card
+
+
+@pytest.mark.parametrize("part", ["what", "where", "fix"])
+def test_a_message_is_short_whatever_a_file_names(part):
+    long = "a" * 3_000_000
+    error = UnreadableError(**{"what": "is damaged", "where": "x.pt", "fix": "save it again", part: long})
+    assert len(str(error)) < 20_000 > len(error.what)
+    assert "3000000 signs" in str(error)
+
+
+def test_of_many_names_a_few_are_listed_each_of_them_short():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([*"abc"], 2) == "a, b and 1 more"
+    assert len(listed(["a" * 3_000_000] * 1000)) < 5000
+
+
+def test_what_a_training_checkpoint_left_out_is_told_in_few_words(tmp_path):
+    import torch
+
+    moments = {"exp_avg": torch.ones(3, 3), "exp_avg_sq": torch.ones(3, 3)}
+    torch.save({"w": torch.eye(60), **{f"{n}{'a' * 3000}": moments for n in range(500)}}, tmp_path / "m.pt")
+    found = tw.audit(tmp_path / "m.pt", use_cache=False)
+    (note,) = [note for note in found.provenance.notes if note.startswith("left out")]
+    assert "and 480 more" in note
+    assert len(note) < 6000

@@ -1,9 +1,12 @@
 """tailwise reads a neural network's health in the spectra of its weights.
 
 >>> import tailwise as tw
->>> audit = tw.audit("org/model")          # or a path, a URL, an nn.Module, a dict of arrays
->>> audit.table().to_pandas()
->>> audit["model.layers.3.mlp.up_proj"].spectrum
+>>> import numpy as np
+>>> weights = {"layers.0.mlp.up_proj.weight": np.random.default_rng(0).standard_normal((96, 64))}
+>>> audit = tw.audit(weights, use_cache=False)    # or a path, a URL, org/model on the Hub, an nn.Module
+>>> audit["layers.0.mlp.up_proj"].spectrum
+Spectrum(64 eigenvalues of 96×64, λ_max=292.7, gram-float64, ±2.1e-12)
+>>> frame = audit.table().to_pandas()
 
 Names are loaded when they are used: importing tailwise imports neither torch nor numpy.
 """
@@ -14,6 +17,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailwise import auditing as auditing
+    from tailwise import comparing as comparing
+    from tailwise import diagnosing as diagnosing
+    from tailwise import errors as errors
+    from tailwise import extend as extend
+    from tailwise import gates as gates
+    from tailwise import plans as plans
+    from tailwise import precision as precision
+    from tailwise import runs as runs
+    from tailwise import scoring as scoring
     from tailwise.audits.audit import Audit
     from tailwise.audits.prepare import Prepared, prepare
     from tailwise.audits.rows import Layer, LayerRow
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from tailwise.compression.applying.apply import apply
     from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
     from tailwise.core.recipe import Recipe, RunOptions
+    from tailwise.history.one_table import table
     from tailwise.judging.compare.compare_audits import compare
     from tailwise.judging.compare.ranking import rank
     from tailwise.judging.diagnosis.diagnose import diagnose
@@ -38,7 +52,7 @@ if TYPE_CHECKING:
     from tailwise.training.alarms import Alarms
     from tailwise.training.monitor import Monitor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Alarms": "tailwise.training.alarms",
@@ -73,17 +87,24 @@ _HOMES = {
     "rank": "tailwise.judging.compare.ranking",
     "singular_entropy": "tailwise.audits.single",
     "stable_rank": "tailwise.audits.single",
+    "table": "tailwise.history.one_table",
 }
 
-#: Rooms whose names are used through them: `tw.remedies.AdaptiveClip`.
-_ROOMS = {"errors": "tailwise.core.errors", "remedies": "tailwise.training.remedies"}
+#: Modules whose names are used through them: `tw.plans.Plan`, `tw.remedies.AdaptiveClip`.
+_ROOMS = {
+    "errors": "tailwise.core.errors",
+    "remedies": "tailwise.training.remedies",
+    **{name: f"tailwise.{name}" for name in (
+        "auditing", "comparing", "diagnosing", "extend", "gates", "plans", "precision", "runs", "scoring",
+    )},
+}  # fmt: skip
 
 __all__ = [
     "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
     "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
     "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "plot", "prepare", "rank", "singular_entropy", "stable_rank",
+    "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
 ]  # fmt: skip
 
 
@@ -102,11 +123,27 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(_ROOMS[name])
     if name not in _HOMES:
-        raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
+        raise AttributeError(f"module 'tailwise' has no attribute {name!r}{_elsewhere(name)}")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
+def _elsewhere(name: str) -> str:
+    """Where a name is that somebody takes to be here, or which name is near."""
+    if name.startswith("_"):
+        return ""
+    import ast
+    import difflib
+    from pathlib import Path
+
+    for room in _ROOMS:
+        source = Path(__file__).with_name(f"{room}.py").read_text(encoding="utf-8")
+        if any(isinstance(node, ast.alias) and node.name == name for node in ast.walk(ast.parse(source))):
+            return f"; it is tailwise.{room}.{name}"
+    near = difflib.get_close_matches(name, [*__all__, *_ROOMS], n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

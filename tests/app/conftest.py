@@ -163,4 +163,4 @@ def client(app):
 @pytest.fixture
 def ids(app):
     """Title → identity."""
-    return {entry.title: entry.id for entry in app.state.desk.workspace.entries()}
+    return {entry.title: entry.id for entry in app.state.context.workspace.entries()}

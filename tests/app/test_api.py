@@ -26,7 +26,7 @@ def test_a_comparison_with_oneself_finds_nothing(client, ids):
 
 
 def test_comparisons_at_other_rates_are_kept_and_made_one_at_a_time(client, ids):
-    workspace = client.app.state.desk.workspace
+    workspace = client.app.state.context.workspace
     asked = {"model": ids["tuned"], "base": ids["base"]}
     found = client.get("/api/compare", params={**asked, "level": 0.2}).json()
     assert found["level"] == 0.2

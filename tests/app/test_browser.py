@@ -289,7 +289,7 @@ def test_ten_thousand_layers_are_usable(page, app, folder, audits):
         rows, {row.name: replace(layers[i % len(layers)], row=row) for i, row in enumerate(rows)}, audits[0].provenance
     )
     many.save(folder / "many.audit")
-    name = next(entry.id for entry in app.state.desk.workspace.look_again() if entry.title == "many")
+    name = next(entry.id for entry in app.state.context.workspace.look_again() if entry.title == "many")
     page.goto(links.layers(name, sort="alpha"))
     assert page.get_by_text("of 10000").count() == 1
     page.get_by_label("Filter the table").fill("block<3")

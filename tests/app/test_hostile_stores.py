@@ -72,7 +72,7 @@ def test_a_value_of_another_kind_is_told_or_shown(honest, folder, client, table,
         for end in ("", "-wal", "-shm"):
             (folder / f"history.db{end}").unlink(missing_ok=True)
         shutil.copy(honest, store)
-        workspace = client.app.state.desk.workspace
+        workspace = client.app.state.context.workspace
         workspace._history = workspace._refused = None
         edited(store, (f"UPDATE OR IGNORE {table} SET {column} = ?", value))
         try:

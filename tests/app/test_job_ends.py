@@ -1,5 +1,6 @@
 """However a job or its server ends: nothing is lost, done twice, or put in another's place."""
 
+import errno
 import json
 import os
 import subprocess
@@ -88,6 +89,20 @@ def test_a_server_that_only_shows_takes_nothing(tmp_path):
     assert idle.get(job.id).state == "queued"
     assert Queue(tmp_path).get(job.id).state == "queued"
     idle.close()
+
+
+def test_a_state_where_no_file_can_be_locked_keeps_its_jobs(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    def refused(self, *arguments, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    queue = Queue(tmp_path)
+    job = queue.add("a", tmp_path / "a.audit", {})
+    queue.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs"]
+    assert Queue(tmp_path).get(job.id).state == "queued"
 
 
 def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path, run):

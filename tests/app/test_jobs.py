@@ -157,20 +157,20 @@ def test_a_job_sees_no_secret_of_the_server(monkeypatch):
 )
 def test_only_roots_and_the_hub_are_audited(app, model):
     with pytest.raises(tw.UsageError):
-        start(app.state.desk, Wish(model=model))
+        start(app.state.context, Wish(model=model))
 
 
 def test_ids_of_the_hub_are_taken(app):
-    job = start(app.state.desk, Wish(model="org/name@main"))
+    job = start(app.state.context, Wish(model="org/name@main"))
     assert job.model == "hf://org/name@main"
 
 
 def test_starting_is_slowed(app):
-    desk = app.state.desk
+    context = app.state.context
     refused = []
     for number in range(30):
         try:
-            start(desk, Wish(model=f"org/name{number}"))
+            start(context, Wish(model=f"org/name{number}"))
         except tw.UsageError as error:
             refused.append(error.what)
     assert "too many audits were started within a minute" in refused
@@ -184,7 +184,7 @@ def test_a_real_audit_from_wish_to_page(client, folder, app):
     rng = np.random.default_rng(0)
     save_file({"layers.0.mlp.up_proj.weight": rng.standard_normal((64, 64))}, folder / "model" / "model.safetensors")
     assert client.post("/api/jobs", json={"model": "model"}).status_code == 201
-    jobs = until(app.state.desk.queue, lambda jobs: all(job.over for job in jobs))
+    jobs = until(app.state.context.queue, lambda jobs: all(job.over for job in jobs))
     assert [job.state for job in jobs] == ["done"], jobs
     titles = {one["title"]: one for one in client.get("/api/models").json()}
     assert titles["model"]["layers"] == 1
@@ -195,7 +195,7 @@ def test_a_pickle_is_refused(client, folder, app):
 
     torch.save({"w": torch.randn(64, 64)}, folder / "model.pt")
     assert client.post("/api/jobs", json={"model": "model.pt"}).status_code == 201
-    jobs = until(app.state.desk.queue, lambda jobs: all(job.over for job in jobs))
+    jobs = until(app.state.context.queue, lambda jobs: all(job.over for job in jobs))
     assert jobs[0].state == "failed"
     assert "pickle" in jobs[0].message
 

@@ -31,7 +31,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_may_be_called_anything(client, app, folder, name):
     (folder / f"{name}.audit").write_bytes((folder / "base.audit").read_bytes())
-    found = next(entry for entry in app.state.desk.workspace.look_again() if entry.title == name)
+    found = next(entry for entry in app.state.context.workspace.look_again() if entry.title == name)
     for address in ("/models", links.model(found.id), "/compare", links.compare([found.id])):
         answer = client.get(address)
         assert answer.status_code == 200
@@ -47,7 +47,7 @@ def test_a_file_may_be_called_anything(client, app, folder, name):
 def test_a_file_whose_name_is_no_text_is_listed_and_tagged(client, app, folder):
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff.audit"))
     odd.write_bytes((folder / "base.audit").read_bytes())
-    found = next(entry for entry in app.state.desk.workspace.look_again() if entry.path == odd)
+    found = next(entry for entry in app.state.context.workspace.look_again() if entry.path == odd)
     assert client.put(f"{links.model(found.id)}/tags", data={"text": "odd"}).status_code == 200
     for address in ("/models", "/models?tag=odd", links.model(found.id), "/api/models"):
         assert client.get(address).status_code == 200
@@ -57,7 +57,7 @@ def test_a_file_whose_name_is_no_text_is_listed_and_tagged(client, app, folder):
 @pytest.mark.parametrize("when", [-1e18, 1e12, 1e18])
 def test_a_file_may_be_from_any_time(client, app, folder, when):
     os.utime(folder / "base.audit", ns=(0, int(max(min(when, 9e9), -9e9)) * 10**9))
-    app.state.desk.workspace.look_again()
+    app.state.context.workspace.look_again()
     assert client.get("/models").status_code == 200
     assert moment(when) == "–" or when == -1e18
     assert moment(float("nan")) == "–"
@@ -72,7 +72,7 @@ def named(folder, audits, app):
         row = replace(layer.row, name=name)
         audit = type(audits[0])([row], {name: replace(layer, row=row)}, audits[0].provenance)
         audit.save(folder / "named.audit")
-        return next(entry.id for entry in app.state.desk.workspace.look_again() if entry.title == "named")
+        return next(entry.id for entry in app.state.context.workspace.look_again() if entry.title == "named")
 
     return save
 
@@ -95,7 +95,7 @@ def test_thousands_of_digits_are_sorted(client, named):
 
 def test_a_list_by_verdict_takes_its_time_and_no_more(client, app, settings, monkeypatch):
     shutil.rmtree(settings.state / "overviews")
-    app.state.desk.overviews._known.clear()
+    app.state.context.overviews._known.clear()
     monkeypatch.setattr(lists, "_LONGER", -1.0)
     text = client.get("/models?verdict=good").text
     assert "3 audits were not read yet" in text
@@ -106,7 +106,7 @@ def test_a_list_by_verdict_takes_its_time_and_no_more(client, app, settings, mon
 def test_plans_come_in_pages(client, app, folder, plan_text):
     for number in range(120):
         (folder / f"more-{number}.json").write_text(plan_text)
-    app.state.desk.workspace.look_again()
+    app.state.context.workspace.look_again()
     first, second = client.get("/plans").text, client.get("/plans?page=2").text
     assert first.count("<tr>") == 101
     assert second.count("<tr>") == 22
@@ -135,13 +135,13 @@ def test_one_audit_that_cannot_be_read_is_one_row(client, app, folder, audits):
     layer = next(iter(audits[0]))
     row = replace(layer.row, metrics={**layer.row.metrics, "alpha": float("nan")})
     type(audits[0])([row], {row.name: replace(layer, row=row)}, audits[0].provenance).save(folder / "nan.audit")
-    entries = app.state.desk.workspace.look_again()
+    entries = app.state.context.workspace.look_again()
     assert client.get("/models").status_code == 200
     answer = client.get("/api/models")
     assert answer.status_code == 200
     for entry in entries:
         if entry.kind == "audit":
-            app.state.desk.overviews.of(entry)
+            app.state.context.overviews.of(entry)
     assert client.get("/models").status_code == 200
     found = {item["title"]: item for item in client.get("/api/models").json()}
     assert found["nan"]["verdict"] == "not readable"

@@ -76,3 +76,33 @@ def test_many_halves_keep_nobody_from_an_answer(port):
     for connection in held:
         assert connection.recv(10) == b""
         connection.close()
+
+
+def test_of_too_many_connections_the_oldest_that_asks_nothing_gives_way(port, monkeypatch):
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 600)
+    monkeypatch.setattr(patience, "MOST_CONNECTIONS", 5)
+    held = []
+    for _ in range(5):
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+        held[-1].sendall(WHOLE[:20])
+    assert b"HTTP/1.1 200" in until_closed(port, WHOLE)
+    assert held[0].recv(10) == b""
+    for connection in held[1:]:
+        connection.sendall(WHOLE[20:])
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    for connection in held:
+        connection.close()
+
+
+def test_a_new_connection_gives_way_where_all_others_are_at_work(port, monkeypatch):
+    monkeypatch.setattr(bodies, "_GAP_SECONDS", 600)
+    monkeypatch.setattr(patience, "MOST_CONNECTIONS", 2)
+    held = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(2)]
+    for connection in held:
+        connection.sendall(HALVES["half a body"].replace(b"Content-Length", b"Expect: 100-continue\r\nContent-Length"))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+    assert until_closed(port, b"") == b""
+    for connection in held:
+        connection.sendall(b"a" * 94)
+        assert connection.recv(12) == b"HTTP/1.1 303"
+        connection.close()

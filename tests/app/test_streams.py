@@ -66,7 +66,7 @@ def test_a_source_is_left_when_nobody_listens_any_more():
 
 def test_too_many_answers_at_once_are_refused_and_places_come_back(client, app, endpoint):
     endpoint(lambda *arguments: iter([TextDelta("a")]))
-    answers = app.state.desk.answers
+    answers = app.state.context.answers
     for _ in range(8):
         answers.acquire()
     assert "too many answers" in client.post("/assistant/ask", json=QUESTION).text

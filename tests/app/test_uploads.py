@@ -113,7 +113,7 @@ def test_numbers_that_are_none_are_refused(client, folder, columns):
 def test_one_file_that_cannot_be_judged_leaves_the_list(client, app, folder, monkeypatch):
     (folder / "odd.audit").write_bytes(provenance(parts_of(folder), started=1e300))
     (folder / "strange.audit").write_bytes(layers(parts_of(folder), alpha="high"))
-    app.state.desk.workspace.look_again()
+    app.state.context.workspace.look_again()
     answer = client.get("/models")
     assert answer.status_code == 200
     assert "org/base" in answer.text
@@ -152,8 +152,8 @@ def test_what_was_not_looked_at_is_not_shown(app, client, folder, monkeypatch):
 def test_what_is_too_large_is_refused(app, client, folder):
     from dataclasses import replace
 
-    desk = app.state.desk
-    app.state.desk = replace(desk, settings=replace(desk.settings, largest_upload=1000))
+    context = app.state.context
+    app.state.context = replace(context, settings=replace(context.settings, largest_upload=1000))
     answer = upload(client, (folder / "base.audit").read_bytes())
     assert answer.status_code == 400
     assert "larger" in answer.text

@@ -7,14 +7,18 @@ import time
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 import tailwise as tw
 from tailwise.app.addresses import split
 from tailwise.app.others import others
+from tailwise.app.server import create_app
+from tailwise.app.settings import AppSettings
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.precision.studying import study
 from tailwise.history.point import Point
 from tailwise.history.store import History
+from tailwise.judging.compare.comparison_files import read_comparisons
 
 
 @pytest.fixture
@@ -84,3 +88,55 @@ def test_a_file_that_goes_bad_is_a_row_all_the_same(folder):
     (one,) = [item for item in others(Workspace([folder])) if item.title == "study"]
     assert "precision study" in one.says or "newer" in one.says
     assert time.time() > one.changed
+
+
+@pytest.fixture
+def browser_of(tmp_path_factory):
+    """A browser of a server over some folders."""
+    return lambda roots: TestClient(
+        create_app(Workspace(roots), AppSettings(state=tmp_path_factory.mktemp("state"))),
+        base_url="http://127.0.0.1:8440",
+    )
+
+
+def test_comparisons_and_precision_studies_have_pages_in_words(folder, browser_of):
+    browser = browser_of([folder])
+    rows = {one.title: one for one in others(Workspace([folder]))}
+    moved, study_ = browser.get(rows["moved"].href), browser.get(rows["study"].href)
+    assert (moved.status_code, study_.status_code) == (200, 200)
+    assert "Nothing changed: all 3 matrices" in moved.text
+    assert "Lowest format that each layer tolerates" in study_.text
+    assert "bf16" in study_.text
+    whole = browser.get(rows["study"].href + "/report")
+    assert whole.headers["content-disposition"].startswith("attachment")
+    assert "Lowest format that each layer tolerates" in whole.text
+
+
+@pytest.mark.parametrize("change", [
+    {"layers": [{"name": 5}]}, {"layers": 3}, {"summary": []}, {"renamed": [["a"]]}, {"before": None},
+    {"level": "much"}, {"added": "text"}, {"roles": [{}]},
+])  # fmt: skip
+def test_a_comparison_that_was_edited_is_one_error(folder, browser_of, change):
+    document = json.loads((folder / "moved.json").read_text())
+    (folder / "moved.json").write_text(json.dumps(document | change, indent=1))
+    answer = browser_of([folder]).get("/files/" + next(
+        entry.id for entry in Workspace([folder]).others() if entry.title == "moved"))  # fmt: skip
+    assert answer.status_code in (400, 404, 422)
+    assert "no comparison of audits" in answer.text
+
+
+def test_an_audit_and_a_broken_file_have_no_page_of_files(folder, browser_of):
+    browser, workspace = browser_of([folder]), Workspace([folder])
+    for entry in (*workspace.entries("audit"), *workspace.entries("unreadable")):
+        assert browser.get(f"/files/{entry.id}").status_code == 400
+
+
+def test_what_compare_wrote_is_read_as_it_was(folder):
+    rng = np.random.default_rng(1)
+    after = tw.audit(
+        {f"layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for i in range(2)}, use_cache=False
+    )
+    found = tw.compare(tw.Audit.load(folder / "one.audit"), after)
+    (folder / "two.json").write_text(json.dumps(found.to_json()))
+    (read,) = read_comparisons(folder / "two.json")
+    assert read == found

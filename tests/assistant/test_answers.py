@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.app.assistant.advice import PRUNED, QUANTIZED
 from tailwise.app.assistant.answers import answer
 from tailwise.app.assistant.markdown import plain
+from tailwise.app.assistant.replies.compression import PRUNED, QUANTIZED
 from tailwise.app.assistant.replies.concepts import EXAMPLES
 from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace import links
@@ -142,3 +142,31 @@ def test_the_measured_numbers_are_those_of_the_documentation():
                  "| `auto` is worse than uniform beyond noise | 0 |", "| cells at 3.5 bits and below | 12 |",
                  "| there `auto` is better than uniform beyond noise | 11 |"):  # fmt: skip
         assert line in text
+
+
+@pytest.mark.parametrize("question", ["is it healthy?", "what is this?", "summarize this page", "is it still running?",
+                                      "what should I do?", "what changed?"])  # fmt: skip
+def test_a_word_or_two_mean_the_run_or_the_plan_on_screen(made, question):
+    on_run = answer(question, made.workspace, ShownPage(area="run", run="my-run"))
+    assert "my-run" in on_run.text
+    assert "points arrive" in on_run.text or "stalled" in on_run.text or "long stopped" in on_run.text
+    (plan,) = made.workspace.entries("plan")
+    on_plan = answer(question, made.workspace, ShownPage(area="plan", plan=plan.id))
+    assert "is a plan to" in on_plan.text
+    assert on_run.unverified == on_plan.unverified == ()
+
+
+@pytest.mark.parametrize("question", ["which are healthy?", "what is here?", "is everything healthy?", "the worst?"])
+def test_on_the_page_of_a_folder_every_audit_has_its_verdict(made, question):
+    found = answer(question, made.workspace, ShownPage())
+    entries = made.workspace.entries("audit")
+    assert all(f"]({links.model(entry.id)})" in found.text for entry in entries)
+    assert f"{len(entries)} audits here" in found.text
+    assert found.unverified == ()
+    named = answer("is tuned healthy?", made.workspace, ShownPage())
+    assert "audits here" not in named.text
+
+
+def test_what_the_page_does_not_tell_is_asked_back(made):
+    for question in ("which layers are worst?", "can I quantize it to int4?"):
+        assert "Which audit" in answer(question, made.workspace, ShownPage(area="run", run="my-run")).text

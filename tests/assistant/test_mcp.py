@@ -141,7 +141,7 @@ def test_a_token_is_asked_for_where_there_is_one(made):
     ({"host": "192.168.1.2"}, "without a token"),
     ({"host": "example.org"}, "without a token"),
     ({"token": "short"}, "shorter"),
-    ({"host": "0.0.0.0", "token": TOKEN}, "--allow-host"),
+    ({"host": "0.0.0.0", "token": TOKEN}, "allow_host"),
 ])  # fmt: skip
 def test_what_would_be_open_to_others_is_refused(address, says):
     with pytest.raises(UsageError, match=says):

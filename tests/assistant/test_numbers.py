@@ -72,3 +72,17 @@ def test_any_text_is_read(text):
 @given(st.text(alphabet="0123456789.,eE+-−%×^ kMB⁻⁵", max_size=60))
 def test_any_number_like_text_is_read(text):
     unverified(text, [{"text": text, "x": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Found in a, b, c, d, e and 41 more.", ()),
+        ("Found in a, b, c, d, e, and 41 others.", ()),
+        ("Found in a and 45 more.", ()),
+        ("Found in a, b and 41 more.", ("41",)),
+        ("Found in a, b and 90 more.", ("90",)),
+    ],
+)
+def test_what_a_list_leaves_out_is_counted(text, left):
+    assert unverified(text, [{"layers": [f"layer-{i}" for i in "x" * 46]}]) == left

@@ -90,6 +90,9 @@ LAYERS = {
     "no role": of_table(lambda table: table.drop_columns(["role"])),
     "a column twice": of_table(lambda table: table.append_column("alpha", table.column("alpha"))),
     "an unknown column of text": of_table(lambda table: table.append_column("x", table.column("name"))),
+    "a name of megabytes": column("name", first("a" * 3_000_000)),
+    "a tensor of megabytes": column("tensors", first(["a" * 3_000_000])),
+    "a column of a long name": of_table(lambda table: table.append_column("a" * 3_000_000, table.column("alpha"))),
     "no parquet": lambda _: b"PAR1" + bytes(40) + b"PAR1",
 }
 SPECTRA = {
@@ -123,6 +126,10 @@ PROVENANCE = {
     "NaN seconds": of_json(seconds=float("nan")),
     "a config with NaN": of_json(config={"hidden_size": float("nan")}),
     "half a character": of_json(model="\ud800"),
+    "a model of megabytes": of_json(model="a" * 3_000_000),
+    "a revision of megabytes": of_json(revision="a" * 3_000_000),
+    "a version of megabytes": of_json(versions={"tailwise": "a" * 3_000_000}),
+    "a package of megabytes": of_json(versions={"a" * 3_000_000: "1"}),
     "a list": lambda _: b"[]",
     "nesting": lambda _: b"[" * 100_000,
     "nothing": lambda _: b"{}",
@@ -241,3 +248,17 @@ def test_an_exponent_whose_square_is_no_float_is_doubted_and_raises_nothing(audi
     row = replace(audit.rows[0], metrics={"alpha": 1e200, "alpha_sigma": 1e-200, "ks_distance": 0.01})
     assert doubt(row) != ""
     assert usable(row, "alpha") is None
+
+
+def test_notes_and_reasons_without_measure_are_shortened_where_they_are_read(edited):
+    edited("provenance.json", of_json(notes=["a" * 3_000_000]))
+    found = tw.Audit.load(edited("layers.parquet", column("reason", first("b" * 3_000_000))))
+    assert found.provenance.notes[0].endswith("… (3000000 signs)")
+    assert found.rows[0].reason.startswith("bbb")
+    assert len(found.rows[0].reason) < 20_000 > len(found.provenance.notes[0])
+
+
+@pytest.mark.parametrize("text", [b"null", b"1", b"[]", b'"x"'])
+def test_a_provenance_that_is_no_mapping_is_told(edited, text):
+    with pytest.raises(tw.TailwiseError, match="provenance is no mapping"):
+        tw.Audit.load(edited("provenance.json", lambda _: text))

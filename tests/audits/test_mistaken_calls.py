@@ -60,7 +60,7 @@ def test_a_metric_out_of_memory_is_no_empty_cell(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 1.5), ("seed", "1"), ("randomize", "yes"), ("randomize", True), ("k_frac", "0.1"), ("rivals", 1),
+    [("seed", 1.5), ("seed", "1"), ("randomize", "yes"), ("randomize", -1), ("k_frac", "0.1"), ("rivals", 1),
      ("estimator", 3), ("bootstrap", float("nan")), ("min_evals", None), ("workers", 0),
      ("workers", "two"), ("patience", -1), ("use_cache", "no"), ("device", 0), ("num_gpus", "all")],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_what_a_solver_leaves_below_zero_counts_as_zero():
 
 def test_noise_is_not_that_of_another_estimator_of_the_same_name(monkeypatch):
     before = baseline_key(80, 60, 1, Recipe())
-    monkeypatch.setitem(ESTIMATORS, "ks", lambda eigenvalues, options: fit_tail(eigenvalues, "mid", options))
+    monkeypatch.setitem(ESTIMATORS._items, "ks", lambda eigenvalues, options: fit_tail(eigenvalues, "mid", options))
     assert baseline_key(80, 60, 1, Recipe()) != before
 
 

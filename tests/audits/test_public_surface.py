@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ NAMES = [
     "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
     "Spectrum", "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply",
     "audit", "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric",
-    "open_checkpoint", "plot", "prepare", "rank", "singular_entropy", "stable_rank",
+    "open_checkpoint", "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
 ]  # fmt: skip
+
+MODULES = ["auditing", "comparing", "diagnosing", "errors", "extend", "gates", "plans", "precision", "remedies", "runs",
+           "scoring"]  # fmt: skip
 
 
 def modules_after(code: str) -> set[str]:
@@ -28,7 +32,18 @@ def modules_after(code: str) -> set[str]:
 def test_the_public_names_are_these_and_at_most_thirty_five():
     assert tw.__all__ == NAMES
     assert len(NAMES) <= 35
-    assert dir(tw) == sorted(NAMES)
+    # What completes behind `tw.`: the names, and the modules that hold what functions take and give.
+    assert dir(tw) == sorted([*NAMES, *MODULES])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_named_module_is_there(module):
+    assert isinstance(getattr(tw, module), ModuleType)
+
+
+def test_a_name_of_a_module_is_told_of_where_it_is():
+    with pytest.raises(AttributeError, match=r"it is tailwise\.plans\.Plan"):
+        _ = tw.Plan
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""GGUF: shapes in torch's order, de-quantization by blocks of rows, a config, and damage."""
+"""GGUF: shapes in torch's order, dequantization by blocks of rows, a config, and damage."""
 
 from __future__ import annotations
 

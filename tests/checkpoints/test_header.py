@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
-from tailwise.checkpoints.dtypes import torch_dtypes
+from tailwise.checkpoints.formats.common import torch_dtypes
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.sniff import parse_header
 from tailwise.core.errors import UnreadableError

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 import tailwise as tw
 from tailwise.audits.audit import Audit
-from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.formats.saved import find_tensors
+from tailwise.checkpoints.layout import averaged_prefixes
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
 

@@ -124,7 +124,7 @@ def test_what_cannot_be_written_back_is_an_error():
 
 
 def test_a_large_file_stays_behind_with_a_note(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("tailwise.checkpoints.writer._SMALL", 4)
+    monkeypatch.setattr("tailwise.checkpoints.copied_settings._SMALL", 4)
     notes = copied(source, tmp_path / "copy")
     assert any("tokenizer.json was left behind" in note for note in notes)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 from typer.testing import CliRunner
 
-from tailwise.cli.help_texts import _LISTS, filled, unwrapped
+from tailwise.cli.filled_help import _LISTS, filled, unwrapped
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.choosing.bit_formats import ASSIGNERS

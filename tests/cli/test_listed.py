@@ -7,14 +7,14 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from tailwise.cli.help_texts import _LISTS, filled
+from tailwise.cli.filled_help import _LISTS, filled
 from tailwise.cli.main import app
 from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.choosing.bit_formats import ASSIGNERS
 from tailwise.compression.export.exporter import EXPORTERS
 from tailwise.compression.operators.registered import operators_that
 from tailwise.number_formats.formats import FORMATS
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES
+from tailwise.spectrum.power_law import estimator_names
 
 
 def help_of(command: str, option: str) -> str:
@@ -35,7 +35,7 @@ def help_of(command: str, option: str) -> str:
         ("plan quantize", "formats", lambda: FORMATS),
         ("plan export", "to", lambda: EXPORTERS),
         ("predict", "operator", lambda: operators_that("quantize")),
-        ("audit", "estimator", lambda: ESTIMATOR_NAMES),
+        ("audit", "estimator", estimator_names),
     ],
 )
 def test_an_option_names_all_that_it_takes(command, option, names):

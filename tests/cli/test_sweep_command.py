@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from safetensors.torch import save_file
 
-from tailwise.cli.sweep_screen import SweepScreen
+from tailwise.cli.sweep_command import SweepScreen
 from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
 from tailwise.history.sweep.one_model import ModelOutcome
 from tailwise.history.sweep.status import status_of

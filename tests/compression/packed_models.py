@@ -1,4 +1,4 @@
-"""Tiny models, quantized and packed, beside the same model de-quantized."""
+"""Tiny models, quantized and packed, beside the same model dequantized."""
 
 from __future__ import annotations
 

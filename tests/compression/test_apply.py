@@ -231,7 +231,7 @@ def test_a_run_goes_on_at_the_block_where_it_was_killed(llama, plans, tmp_path, 
 
 def test_another_plan_does_not_go_on_with_the_blocks_of_the_first(llama, plans, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "tailwise.compression.applying.written.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
+        "tailwise.compression.applying.carry_out.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
     )
     with pytest.raises(UnreadableError, match="could not write"):
         apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
@@ -245,7 +245,7 @@ def test_a_full_disk_costs_no_finished_block(llama, plans, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tailwise.compression.applying.written.write_checkpoint", full)
+        patch.setattr("tailwise.compression.applying.carry_out.write_checkpoint", full)
         with pytest.raises(UnreadableError, match="No space left"):
             apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS)
     assert apply(plans["wanda"], llama, tmp_path / "out", options=OPTIONS).resumed == 3
@@ -256,7 +256,8 @@ def test_a_model_that_was_changed_in_between_is_begun_anew(plans, tmp_path, monk
     folder = saved("llama", tmp_path / "model", dtype=torch.bfloat16, max_shard_size="20KB")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "tailwise.compression.applying.written.write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, ""))
+            "tailwise.compression.applying.carry_out.write_checkpoint",
+            lambda *_: (_ for _ in ()).throw(OSError(28, "")),
         )
         with pytest.raises(UnreadableError, match="could not write"):
             apply(plans["wanda"], folder, tmp_path / "out", options=OPTIONS)

@@ -10,7 +10,7 @@ import torch
 from tiny_models import inputs_for, quantize, saved
 
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.applying import written
+from tailwise.compression.applying import carry_out
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
@@ -206,9 +206,9 @@ def test_a_run_that_was_killed_goes_on_where_it_was(llama, plans, tmp_path, monk
 
 @pytest.mark.parametrize("operator", ["rtn", "gptq"])
 def test_values_that_are_off_their_grid_are_an_error_and_leave_nothing(llama, plans, tmp_path, monkeypatch, operator):
-    write = written.write_checkpoint
+    write = carry_out.write_checkpoint
     monkeypatch.setattr(
-        written, "write_checkpoint",
+        carry_out, "write_checkpoint",
         lambda layout, checkpoint, target, change: write(layout, checkpoint, target, lambda name: None),
     )  # fmt: skip
     with pytest.raises(UnreadableError, match="holds values that"):

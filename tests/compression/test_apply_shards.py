@@ -99,8 +99,8 @@ def test_workers_that_write_where_this_process_does_not_look_are_told_of(llama, 
         apply(plans["magnitude"], llama, tmp_path / "out", options=spread_over(Inline()))
 
 
-def _write_elsewhere(errand):
-    return (shards.WrittenShard(errand.shard.name, 100),)
+def _write_elsewhere(task):
+    return (shards.WrittenShard(task.shard.name, 100),)
 
 
 def test_pickled_models_become_safetensors_elsewhere_as_well(llama, plans, tmp_path):

@@ -339,7 +339,7 @@ def test_only_the_block_at_work_has_weights(tmp_path):
 
 
 def test_stored_names_that_no_table_knows_are_matched_by_content(tmp_path, monkeypatch):
-    monkeypatch.setattr("tailwise.models.walking.hosts.own_names", lambda model, stored: {})
+    monkeypatch.setattr("tailwise.models.walking.stored_names.own_names", lambda model, stored: {})
     folder = saved("vit", tmp_path)
     with open_checkpoint(folder) as checkpoint:
         host = load_host(checkpoint, folder)

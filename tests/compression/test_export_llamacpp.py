@@ -10,7 +10,7 @@ import pytest
 from exported_models import llama_plan
 
 from tailwise.compression.export.exporter import export
-from tailwise.compression.export.gguf_types import _TYPES, gguf_type
+from tailwise.compression.export.llamacpp import _TYPES, gguf_type
 from tailwise.compression.plans.decision import entry
 from tailwise.core.errors import UsageError
 from tailwise.number_formats.formats import FORMATS, parse_format

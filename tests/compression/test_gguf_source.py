@@ -94,7 +94,7 @@ def coded(request, tmp_path):
 
 def test_the_remedy_that_is_printed_for_quantized_weights_works(coded, tmp_path):
     found = audit(coded)
-    with pytest.raises(UsageError, match=r"write this one as real numbers first .*--formats fp32 --dequantize"):
+    with pytest.raises(UsageError, match=r"write this one dequantized first .*--formats fp32 --dequantize"):
         apply(plan_prune(found, Request(0.5, "uniform", "magnitude")), coded, tmp_path / "no")
     plan = plan_quantize(found, QuantizeRequest(formats=("bf16",), dequantize=True))
     apply(plan, coded, tmp_path / "numbers")

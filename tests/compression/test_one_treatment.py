@@ -7,7 +7,7 @@ import torch
 from tiny_models import inputs_for, saved
 
 from tailwise.audits.run import audit
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
@@ -22,7 +22,8 @@ from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.trying.material import Pictures, Text
 from tailwise.compression.trying.trial import Looking, trial_of
 from tailwise.models.activations import Activations
-from tailwise.models.walking.hosts import architecture_of, places_in
+from tailwise.models.walking.hosts import architecture_of
+from tailwise.models.walking.stored_names import places_in
 
 transformers = pytest.importorskip("transformers")
 

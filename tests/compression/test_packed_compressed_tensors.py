@@ -1,4 +1,4 @@
-"""Packed as compressed-tensors: the values of the de-quantized checkpoint, in fewer bytes."""
+"""Packed as compressed-tensors: the values of the dequantized checkpoint, in fewer bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 LAYOUT = "compressed-tensors"
-#: Formats whose values transformers holds exactly as the de-quantized bfloat16 checkpoint does.
+#: Formats whose values transformers holds exactly as the dequantized bfloat16 checkpoint does.
 EXACT = ("int8", "int8-g32", "int4-g16", "int4-g32", "int4-channel", "int4-tensor", "int3-g16", "int2-g32", "mxfp4",
          "mxfp6", "mxfp8", "nvfp4", "int4-asym-g16", "int8-asym", "int8-asym-tensor")  # fmt: skip
 

@@ -15,7 +15,7 @@ from tailwise.core.errors import UsageError
 pytest.importorskip("transformers")
 pytest.importorskip("torchao")
 LAYOUT = "torchao"
-#: Formats that torchao multiplies by de-quantizing first: the same numbers as from a de-quantized checkpoint.
+#: Formats that torchao multiplies by dequantizing first: the same numbers as from a dequantized checkpoint.
 EXACT = ("int4-g16", "int4-asym-g16", "int8-asym", "int8-tensor", "int3-g16", "int2-asym-g32", "fp8_e4m3",
          "fp8_e4m3-tensor", "fp8_e5m2", "nvfp4")  # fmt: skip
 

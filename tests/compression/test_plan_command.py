@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch, audit):
 def test_a_plan_is_made_shown_and_written(run, tmp_path):
     code, out = run("prune", "a.audit", "--sparsity", "0.7", "--allocator", "alpha", "-o", "p.json")
     assert code == 0
-    assert "budget: asked 0.7, reached 0.700000 of 90,112 parameters" in out
+    assert "budget: requested 0.7, achieved 0.700000 of 90,112 parameters" in out
     assert "against depth" in out
     assert "written to p.json" in out
     assert Plan.load(tmp_path / "p.json").sparsity == pytest.approx(0.7, abs=1e-6)

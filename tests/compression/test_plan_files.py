@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 
@@ -9,6 +11,7 @@ import pytest
 
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
+from tailwise.compression.plans import files
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -262,7 +265,7 @@ def test_a_plan_that_was_not_clamped_can_be_looked_at_but_not_applied(audit, tmp
     raw = plan_prune(audit, Request(0.95, "alpha", clamp=False))
     found = Plan.load(raw.save(tmp_path / "x.json"))
     assert found == raw
-    with pytest.raises(UsageError, match="plan again without --no-clamp"):
+    with pytest.raises(UsageError, match="plan again without clamp=False"):
         found.validate()
 
 
@@ -283,3 +286,53 @@ def test_a_quantization_plan_wants_a_format_for_each_entry(plan, tmp_path):
     assert Plan.load(quantized.save(tmp_path / "x.yaml")) == quantized
     with pytest.raises(UsageError, match="has no format"):
         quantized.replace(decisions=(entries[0].but(format=None),)).validate()
+
+
+@pytest.mark.parametrize("text", ["- " * 100_000, "{a: " * 100_000, "? " * 100_000, "[" * 900, "- " * 900 + "1"])
+def test_yaml_that_is_nested_without_measure_is_one_error(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"is no (YAML|plan)"):
+        Plan.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("tag", ["!!omap", "!!pairs", ""])
+def test_each_node_of_yaml_is_made_once(tmp_path, monkeypatch, tag):
+    made = []
+    before = yaml.resolver.BaseResolver.resolve
+    monkeypatch.setattr(yaml.resolver.BaseResolver, "resolve", lambda *given: made.append(1) or before(*given))
+    (tmp_path / "x.yaml").write_text(f"{HEAD} {tag} [" + "a: 1, " * 1000 + "]")
+    with pytest.raises(UsageError, match="has no entries"):
+        Plan.load(tmp_path / "x.yaml")
+    assert 3000 <= len(made) < 3500
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]"])
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_rests_while_a_plan_is_read_and_is_then_as_it_was(plan, tmp_path, monkeypatch, text, on):
+    seen = []
+    before = files.from_json
+    monkeypatch.setattr(files, "from_json", lambda *given: seen.append(gc.isenabled()) or before(*given))
+    path = plan.save(tmp_path / "x.json")
+    if text is not None:
+        path.write_text(text)
+    was = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with contextlib.suppress(UsageError):
+            Plan.load(path)
+        assert (seen, gc.isenabled()) == ([False], on)
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+@pytest.mark.parametrize("place", ["model", "allocator", "tensor", "reason", "matrix", "format"])
+def test_a_name_of_megabytes_is_refused_in_few_words(path, place):
+    def change(document):
+        if place == "tensor":
+            document["entries"]["a" * 3_000_000] = document["entries"].pop(FIRST)
+        else:
+            (document if place in ("model", "allocator") else document["entries"][FIRST])[place] = "a" * 3_000_000
+
+    with pytest.raises(UsageError, match="a text of 3000000 signs") as caught:
+        edited(path, change)
+    assert len(str(caught.value)) < 1000

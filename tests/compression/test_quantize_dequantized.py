@@ -113,5 +113,5 @@ def test_what_cannot_be_decoded_is_refused(tmp_path):
     (tmp_path / "odd").mkdir()
     tensors = {name: value for name, value in values(source).items() if "layers.0" not in name}
     save_file({**tensors, "m._weight_qdata": torch.zeros(2, 2, dtype=torch.int8)}, tmp_path / "odd/model.safetensors")
-    with pytest.raises(UsageError, match="cannot be de-quantized"):
+    with pytest.raises(UsageError, match="cannot be dequantized"):
         quantize(plan, tmp_path / "odd", tmp_path / "out", ApplyOptions(dequantize=True))

@@ -95,7 +95,7 @@ def test_one_format_alone_needs_no_budget(audit):
 
 def test_a_budget_that_tensors_and_formats_cannot_come_near_to_is_told(audit):
     plan = plan_quantize(audit, QuantizeRequest(4.3, choice=TensorChoice(layers=r"layers\.0\.")))
-    assert any("asked for 4.3 bits, reached 4.25" in note for note in plan.notes)
+    assert any("requested 4.3 bits, achieved 4.25" in note for note in plan.notes)
 
 
 def test_bytes_are_of_the_whole_model(audit):

@@ -80,6 +80,8 @@ def audit_of(
                 row.rows,
                 row.cols,
                 zero_vectors=(dead or {}).get(row.name, 0),
+                weak_vectors=(dead or {}).get(row.name, 0),
+                order_z=1.5 if (row.metrics.get("alpha_hill_z") or 9.0) < 2 else 40.0,
             ),
         )
         for row in rows.values()

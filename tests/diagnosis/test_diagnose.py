@@ -1,4 +1,4 @@
-"""The verb and its contract: muting, thresholds, what it could not look at, and JSON."""
+"""The verb and its contract: muting, thresholds, what is not evaluated, and JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tailwise.audits.audit import Audit
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.judging.diagnosis.rule import RULES, Cannot, RuleHit, rule
-from tailwise.judging.diagnosis.thresholds import DEFAULTS, of_rule, resolved
+from tailwise.judging.thresholds import DEFAULTS, of_rule, resolved
 from tailwise.spectrum.metrics.metric import METRICS
+from tailwise.training.alarm_rule import ALARM_RULES
 
 SICK = (name("attn_q", 2), name("mlp_up", 3))
 
@@ -175,16 +176,15 @@ def test_a_rule_uses_the_thresholds_that_the_table_says(sick, code):
 
 
 def test_every_threshold_belongs_to_a_rule_that_names_it():
-    used = {
-        name for code, item in RULES.items() for name in DEFAULTS if f'"{name}"' in inspect.getsource(_module(item))
-    }
-    assert set(DEFAULTS) - used <= {
+    limits = resolved(rules=RULES)
+    used = {name for code, item in RULES.items() for name in limits if f'"{name}"' in inspect.getsource(_module(item))}
+    assert set(limits) - used <= {
         "min_evals",
         "min_blocks",
         "min_peers",
         *(n for n in DEFAULTS if n.startswith("noise_")),
     }
-    assert all(code in RULES for item in DEFAULTS.values() for code in item.rules)
+    assert all(code in {*RULES, *ALARM_RULES} for item in DEFAULTS.values() for code in item.rules)
 
 
 def _module(item):

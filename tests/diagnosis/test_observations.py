@@ -15,8 +15,7 @@ from tailwise.audits.audit import LayerRow
 from tailwise.judging.diagnosis.finding import Finding
 from tailwise.judging.diagnosis.noise import bulk_z
 from tailwise.report import findings_view as reported
-from tailwise.spectrum.baseline import gaussian_spectrum
-from tailwise.spectrum.marchenko_pastur import fit_bulk
+from tailwise.spectrum.marchenko_pastur import fit_bulk, gaussian_spectrum
 
 ODD = name("attn_o", 2)
 

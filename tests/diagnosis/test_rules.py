@@ -16,7 +16,7 @@ from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.judging.diagnosis.rule import RULES
-from tailwise.spectrum.baseline import gaussian_spectrum
+from tailwise.spectrum.marchenko_pastur import gaussian_spectrum
 from tailwise.spectrum.metrics.facts import Spectra, measure
 from tailwise.spectrum.spectrum import Spectrum
 

@@ -8,8 +8,9 @@ import pytest
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation import images
-from tailwise.models.evaluation.images import Preparation, images_of, preparation_of
+from tailwise.models.evaluation.images import images_of
 from tailwise.models.evaluation.own_processor import check_processor
+from tailwise.models.evaluation.preparation import Preparation, preparation_of
 
 Image = pytest.importorskip("PIL.Image")
 

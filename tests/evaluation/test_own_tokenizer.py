@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from tailwise.core.errors import UnreadableError
+from tailwise.models.evaluation import own_tokenizer
 from tailwise.models.evaluation.loading import load_tokenizer
+from tailwise.models.evaluation.sources import Documents
+from tailwise.models.evaluation.tokens import tokens_of
 
 pytest.importorskip("transformers")
 
@@ -74,3 +78,44 @@ def test_tokens_around_a_text_are_bounded(load):
     assert load(None, post_processor=template(1, 1))("a")["input_ids"][0] == 1
     with pytest.raises(UnreadableError, match="to every text"):
         load(None, post_processor={"type": "Sequence", "processors": [template(500, 500)]})
+
+
+class Slow:
+    """A tokenizer that takes so many seconds of a clock for a letter, or for the square of a text's length."""
+
+    def __init__(self, monkeypatch, pace):
+        self.now, self.pace, self.given = 0.0, pace, []
+        monkeypatch.setattr(own_tokenizer, "time", SimpleNamespace(thread_time=lambda: self.now))
+
+    def __call__(self, text):
+        self.given.append(text)
+        self.now += self.pace(text)
+        return {"input_ids": [0] * len(text)}
+
+
+@pytest.mark.parametrize(
+    "pace", [lambda text: 0.07 * len(text), lambda text: 1e-5 * len(text) ** 2, lambda text: 0.2 * text.count("b")],
+    ids=["each place", "the square", "some letters"],
+)  # fmt: skip
+def test_a_tokenizer_without_pace_is_told_before_it_is_given_the_text(monkeypatch, pace):
+    slow = Slow(monkeypatch, pace)
+    with pytest.raises(UnreadableError, match=r"takes \d+ seconds for \d+ letters"):
+        tokens_of(Documents(("abc" * 100_000,), "text"), slow)
+    assert sum(map(len, slow.given)) < 10_000
+    assert slow.now < 60
+
+
+@pytest.mark.parametrize("letters", [1, 64, 100, 300_000])
+def test_a_slow_tokenizer_of_a_model_is_used(monkeypatch, letters):
+    slow = Slow(monkeypatch, lambda text: 1e-3 * len(text))
+    assert len(tokens_of(Documents(("a" * letters,), "text"), slow).ids) == letters
+
+
+def test_pieces_are_of_the_longest_text_and_twice_as_long_each_time(monkeypatch):
+    slow = Slow(monkeypatch, lambda text: 0.0)
+    long = "".join(chr(0x4E00 + n % 20_000) for n in range(50_000))
+    own_tokenizer.check_pace(slow, ["a", long, "b" * 100], "text")
+    pieces = slow.given[1:]
+    assert [len(piece) for piece in pieces] == [64, 128, 256, 512, 1024, 2048, 4096]
+    assert all(piece in long for piece in pieces)
+    assert len({piece[0] for piece in pieces}) == 7

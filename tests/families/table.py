@@ -3,7 +3,7 @@
     PYTHONPATH=src:tests python tests/families/table.py [FAMILY …]
 
 runs the whole product (some minutes), or that of the families named, and writes `outcomes.json` beside this file, from
-which `docs/generate.py` makes the table of `docs/families.md`. The tests run a part of it (`chosen`).
+which `docs/generate.py` makes the table of `docs/prune.md`. The tests run a part of it (`chosen`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.walking.calibrate import block_scores
 from tailwise.models.walking.experts import ExpertStack, separate_experts
-from tailwise.models.walking.hosts import Streamed, load_host, places_in
+from tailwise.models.walking.hosts import Streamed, load_host
+from tailwise.models.walking.stored_names import places_in
 
 LISTED, STACKED = "mixtral", "gpt_oss"
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from families.kinds import FAMILIES, WINDOWS, built, loaded, saved
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.models.evaluation.losses import window_losses
 from tailwise.models.walking.hosts import load_host
 from tailwise.models.walking.walk import blocks_of

@@ -166,7 +166,7 @@ def test_a_model_with_nothing_measurable_writes_tables_with_the_status(tmp_path,
     assert end.value.code == 3
     assert "4096 NaN" in capfd.readouterr().out
     _, rows = _rows(tmp_path / "out" / "precision_alpha_hill_results.csv")
-    assert rows[0]["method_fp32"] == "NOT_FINITE"
+    assert rows[0]["method_fp16"] == "NOT_FINITE"
 
 
 def test_a_file_in_the_way_of_the_pictures_is_said_before_the_work(script, stories, tmp_path) -> None:

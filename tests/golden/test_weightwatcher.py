@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 
 import tailwise as tw
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectrum
-from tailwise.spectrum.marchenko_pastur import fit_bulk
+from tailwise.spectrum.marchenko_pastur import fit_bulk, gaussian_spectrum
 from tailwise.spectrum.metrics.bulk import detX_num, detX_val
 from tailwise.spectrum.metrics.facts import Facts, Spectra
 from tailwise.spectrum.power_law import TailOptions, fit_tail

@@ -10,8 +10,15 @@ import torch
 from scipy.integrate import quad
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectra, gaussian_spectrum
-from tailwise.spectrum.marchenko_pastur import cdf, edges, fit_bulk, quantile, tracy_widom_margin
+from tailwise.spectrum.marchenko_pastur import (
+    cdf,
+    edges,
+    fit_bulk,
+    gaussian_spectra,
+    gaussian_spectrum,
+    quantile,
+    tracy_widom_margin,
+)
 from tailwise.spectrum.metrics.facts import Spectra, gaussian_baseline, measure
 from tailwise.spectrum.power_law import TailOptions, fit_tail
 from tailwise.spectrum.solve import solve

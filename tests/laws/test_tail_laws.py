@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectrum
 from tailwise.spectrum.ks_scan import ks_at, lower_bounds, scan
+from tailwise.spectrum.marchenko_pastur import gaussian_spectrum
 from tailwise.spectrum.metrics.facts import Facts, Spectra
 from tailwise.spectrum.other_laws import fit_truncated
 from tailwise.spectrum.power_law import ESTIMATORS, TailOptions, fit_tail

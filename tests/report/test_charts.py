@@ -69,7 +69,7 @@ def test_a_missing_metric_names_the_option_that_provides_it(plain):
 
 
 def test_a_chart_against_a_base_asks_for_one(audit):
-    with pytest.raises(UsageError, match="--base"):
+    with pytest.raises(UsageError, match="base=AUDIT"):
         plot("delta_alpha", [audit])
 
 

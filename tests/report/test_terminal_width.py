@@ -12,7 +12,7 @@ from rich.console import Console
 
 import tailwise as tw
 from tailwise.report import terminal
-from tailwise.report.fitted import shortened
+from tailwise.report.terminal import shortened
 
 
 @pytest.fixture(scope="module")

@@ -251,9 +251,9 @@ def test_another_run_of_the_same_name_is_refused_and_not_taken_for_known(tmp_pat
 
     one, two = several(tmp_path / "a", {10: 1, 20: 2}), several(tmp_path / "b", **other)
     assert len(list(audit_all(find(one), sink()))) == 2
-    with pytest.raises(UsageError, match="--run"):
+    with pytest.raises(UsageError, match=r"give run with|with run"):
         list(audit_all(find(two), sink()))
-    with pytest.raises(UsageError, match="--run"):
+    with pytest.raises(UsageError, match=r"give run with|with run"):
         list(once(RunWatch(str(two), sink(), settle=0.0), lambda _: None))
 
 

@@ -11,7 +11,7 @@ import torch
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UsageError
 from tailwise.spectrum.lanczos import LanczosOptions, estimate
-from tailwise.spectrum.metrics.ranks import effective_rank, singular_entropy, stable_rank
+from tailwise.spectrum.metrics.norms_ranks import effective_rank, singular_entropy, stable_rank
 from tailwise.spectrum.power_law import fit_tail
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers.bidiagonal import MatrixProducts

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.spectrum.metrics.ranks import matrix_rank, singular_entropy
+from tailwise.spectrum.metrics.norms_ranks import matrix_rank, singular_entropy
 from tailwise.spectrum.power_law import ESTIMATORS, fit_tail
 from tailwise.spectrum.solve import solve
 from tailwise.spectrum.solvers.gram import DenseMatrix

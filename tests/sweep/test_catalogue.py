@@ -16,7 +16,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.history.store import History
 from tailwise.history.sweep.catalogue import MAX_ATTEMPTS, SUMMED, Catalogue
-from tailwise.history.sweep.lease import Lease
+from tailwise.history.sweep.one_model import Lease
 from tailwise.history.sweep.results import write_models
 from tailwise.history.sweep.sql_tables import MODELS
 

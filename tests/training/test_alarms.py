@@ -13,7 +13,8 @@ from alarm_points import LAYERS, healthy, healthy_run, loss, point
 
 from tailwise.core.errors import UsageError
 from tailwise.history.point import Point
-from tailwise.training import alarm_limits
+from tailwise.judging import thresholds
+from tailwise.judging.diagnosis.rule import RULES
 from tailwise.training.alarm_rule import ALARM_RULES, alarm_rule
 from tailwise.training.alarm_watch import HISTORY, AlarmWatch
 from tailwise.training.alarms import Alarms
@@ -313,9 +314,25 @@ def test_unknown_names_are_refused(named, what):
 def test_every_rule_has_causes_remedies_references_and_its_limits_exist():
     for code, rule in ALARM_RULES.items():
         assert all((rule.summary, rule.causes, rule.remedies, rule.references))
-        assert alarm_limits.of_rule(code)
-    used = {code for item in alarm_limits.TABLE for code in item.rules}
-    assert used == set(ALARM_RULES)
+        assert thresholds.of_rule(code) == rule.thresholds != []
+    used = {code for item in thresholds.TABLE for code in item.rules}
+    assert {code for code in used if code.startswith("TW7")} == set(ALARM_RULES)
+    assert used <= {*RULES, *ALARM_RULES}
+
+
+def test_one_file_of_thresholds_serves_an_audit_and_a_run(tmp_path):
+    path = tmp_path / "thresholds.toml"
+    path.write_text("noise_z = 5\nlarge_update = 0.5\ncollapse_stable_rank = 1.25\n")
+    on_audits, on_runs = thresholds.resolved(path, RULES), Alarms(thresholds=path).limits
+    assert (on_audits["noise_z"], on_audits["collapse_stable_rank"]) == (5, 1.25)
+    assert (on_runs["large_update"], on_runs["collapse_stable_rank"]) == (0.5, 1.25)
+    assert "large_update" not in on_audits
+    assert "noise_z" not in on_runs
+    path.write_text("noise_zz = 5\n")
+    with pytest.raises(UsageError, match="noise_zz"):
+        Alarms(thresholds=path)
+    with pytest.raises(UsageError, match="noise_z is of TW103, TW201"):
+        Alarms(thresholds={"noise_z": 5})
 
 
 def test_a_rule_of_ones_own_is_asked():

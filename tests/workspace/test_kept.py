@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tailwise.app.workspace.audit_memory import AuditMemory
+from tailwise.app.workspace.workspace import AuditMemory
 
 
 def test_the_one_not_asked_for_longest_goes_first():

@@ -84,7 +84,7 @@ def test_a_file_that_is_given_does_not_open_its_folder(folder):
 
 
 def test_a_store_that_was_not_given_is_told(folder):
-    with pytest.raises(tw.UsageError, match="--store"):
+    with pytest.raises(tw.UsageError, match=r"store='history\.db'"):
         _ = Workspace([folder]).history
 
 

@@ -158,7 +158,7 @@ def nvfp4() -> Made:
 
 
 def bnb4(kind: str, nested: bool) -> Callable[[], Made]:
-    """A Linear4bit as it saves itself, and its own de-quantization."""
+    """A Linear4bit as it saves itself, and its own dequantization."""
 
     def make() -> Made:
         nn, functional = import_module("bitsandbytes.nn"), import_module("bitsandbytes.functional")
@@ -221,7 +221,7 @@ def compressed(layout: str, **settings: Any) -> Callable[[], Made]:
 
 
 def torchao(name: str, **settings: Any) -> Callable[[], Made]:
-    """torchao's tensor classes, saved as transformers saves them, de-quantized by themselves."""
+    """torchao's tensor classes, saved as transformers saves them, dequantized by themselves."""
 
     def make() -> Made:
         quantization = import_module("torchao.quantization")

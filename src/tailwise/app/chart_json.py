@@ -47,18 +47,18 @@ def themes() -> bytes:
 
 def families() -> dict[str, list[Chart]]:
     """Family → charts of one audit."""
-    found: dict[str, list[Chart]] = {}
+    charts: dict[str, list[Chart]] = {}
     for chart in charts_of("audit"):
-        found.setdefault(chart.family, []).append(chart)
-    return found
+        charts.setdefault(chart.family, []).append(chart)
+    return charts
 
 
 def chart_named(name: str, scope: str) -> Chart:
     """The chart of that name. `UsageError` where it is none, or one of something else."""
-    found = CHARTS[name]
-    if found.scope != scope:
-        raise UsageError(f"the chart {name} is one of {found.scope}, not of {scope}")
-    return found
+    chart = CHARTS[name]
+    if chart.scope != scope:
+        raise UsageError(f"the chart {name} is one of {chart.scope}, not of {scope}")
+    return chart
 
 
 def view_of(workspace: Workspace, audit: str) -> ChartView:
@@ -95,10 +95,10 @@ def _of_metric(view: ChartView, metric: str | None) -> ChartView:
 def of_layer(workspace: Workspace, audit: str, layer: str, name: str) -> bytes:
     """The spec of a chart of one layer, as JSON."""
     chart = chart_named(name, "layer")
-    found = workspace.audit(audit)
-    key = found[layer].row.name
+    measured = workspace.audit(audit)
+    key = measured[layer].row.name
     return workspace.keep(
-        audit, ("spec", name, key), lambda: _spec(chart, ChartView((found,), palette=TOKENS, layer_name=key))
+        audit, ("spec", name, key), lambda: _spec(chart, ChartView((measured,), palette=TOKENS, layer_name=key))
     )
 
 
@@ -114,6 +114,11 @@ def against_base(workspace: Workspace, audit: str, base: str, name: str) -> byte
     chart = chart_named(name, "base")
     view = ChartView((workspace.audit(audit),), palette=TOKENS, base=workspace.audit(base))
     view.__dict__["comparison"] = workspace.comparison(base, audit)
+    return _spec(chart, view)
+
+
+def of_view(chart: Chart, view: ChartView) -> bytes:
+    """The spec of a chart of whatever a view holds, as JSON."""
     return _spec(chart, view)
 
 

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from tailwise.app.bodies import bounded, largest, too_large, without_body
+from tailwise.app.bodies import bounded, limits_at, too_large, without_body
 from tailwise.app.settings import AppSettings, is_loopback
 from tailwise.core.storage import json_of
 
@@ -73,8 +73,8 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        most = largest(scope["path"], self._settings)
-        refusal = self._refusal(scope, headers) or too_large(headers, most)
+        limits = limits_at(scope["path"], self._settings)
+        refusal = self._refusal(scope, headers) or too_large(headers, limits.most)
         if refusal is not None and _by_htmx(headers):
             refusal = _for_a_part(refusal)
         inner = dict(scope, **{ADMITTED: self._admits(headers)})
@@ -82,7 +82,7 @@ class Guard:
         if scope["method"] == "HEAD":
             inner["method"] = "GET"  # the same answer, of which the head alone is sent
             answer = without_body(with_headers)
-        await (refusal or self._app)(inner, bounded(receive, most), answer)
+        await (refusal or self._app)(inner, bounded(receive, limits), answer)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method, path = scope["method"], scope["path"]
@@ -143,11 +143,11 @@ def _by_htmx(headers: Headers) -> bool:
 def _for_a_part(refusal: Response) -> Response:
     """Of a page that asked: what it shows must not be replaced by a refusal, which stands above it in words."""
     text = bytes(refusal.body).decode()
-    said = json_of(text)["error"] if isinstance(refusal, JSONResponse) else text
+    message = json_of(text)["error"] if isinstance(refusal, JSONResponse) else text
     headers = {"hx-retarget": "#problem", "hx-reswap": "textContent"}
     if refusal.status_code == 401:
         headers["hx-redirect"] = "/login"
-    return PlainTextResponse(said, refusal.status_code, headers)
+    return PlainTextResponse(message, refusal.status_code, headers)
 
 
 def _login(scope: Scope) -> str:

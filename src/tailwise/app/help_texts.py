@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tailwise.app.assistant.glossary import TERMS
 from tailwise.core.errors import unknown_name
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE as THRESHOLDS
-from tailwise.judging.diagnosis.thresholds import Threshold
+from tailwise.judging.diagnosis.rule import RULES
+from tailwise.judging.rules import Rule
 from tailwise.report.charts.chart import CHARTS
 from tailwise.spectrum.metrics.metric import METRICS
-from tailwise.training.alarm_limits import TABLE as LIMITS
-from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+from tailwise.training.alarm_rule import ALARM_RULES
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Topic:
 
 def topics() -> dict[str, Topic]:
     """Name → topic: rules and alarms by code, charts and metrics by name."""
-    return {topic.name: topic for topic in (*_terms(), *_rules(), *_alarms(), *_charts(), *_metrics())}
+    return {topic.name: topic for topic in (*_terms(), *_rules(), *_charts(), *_metrics())}
 
 
 def topic(name: str) -> Topic:
@@ -52,20 +50,13 @@ def _terms() -> list[Topic]:
 
 
 def _rules() -> list[Topic]:
-    return [_judgement("rule", code, rule, ", ".join(rule.needs), THRESHOLDS) for code, rule in RULES.items()]
+    rules = [_judgement("rule", rule) for _, rule in RULES.items()]
+    return [*rules, *(_judgement("alarm", rule) for _, rule in ALARM_RULES.items())]
 
 
-def _alarms() -> list[Topic]:
-    return [
-        _judgement("alarm", code, rule, ", ".join((*rule.needs, *rule.scalars)), LIMITS)
-        for code, rule in ALARM_RULES.items()
-    ]
-
-
-def _judgement(kind: str, code: str, rule: Rule | AlarmRule, needs: str, limits: Sequence[Threshold]) -> Topic:
-    mine = [item for item in limits if code in item.rules]
+def _judgement(kind: str, rule: Rule[Any, Any]) -> Topic:
     return Topic(
-        code,
+        rule.code,
         kind,
         rule.title,
         rule.summary,
@@ -73,8 +64,8 @@ def _judgement(kind: str, code: str, rule: Rule | AlarmRule, needs: str, limits:
             ("Causes", rule.causes),
             ("What to do", rule.remedies),
             ("In code", tuple(f"`tailwise.remedies.{name}`" for name in rule.functions)),
-            ("Thresholds", tuple(f"`{item.name}` {item.value:g} {item.unit}: {item.reason}" for item in mine)),
-            ("Needs", needs),
+            ("Thresholds", tuple(f"`{t.name}` {t.value:g} {t.unit}: {t.reason}" for t in rule.thresholds)),
+            ("Needs", ", ".join(rule.asks_for)),
             ("How well it is founded", rule.strength),
             ("Sources", rule.references),
         ),

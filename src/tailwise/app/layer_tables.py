@@ -53,15 +53,15 @@ def chosen_columns(rows: Sequence[table.Record], asked: Columns) -> list[str]:
     """Names of columns that are there, in the order asked for."""
     known = table.columns(rows)
     wanted = [name.strip() for name in asked.columns.split(",")] if asked.columns else list(SHOWN)
-    found = [name for name in wanted if name in known]
-    return ["name", *(name for name in found if name != "name")]
+    columns = [name for name in wanted if name in known]
+    return ["name", *(name for name in columns if name != "name")]
 
 
 def exported(rows: Sequence[table.Record], asked: Columns, title: str) -> Response:
     """All lines that match, and every column unless some were chosen, as a file."""
-    found = table.select(rows, table.Query(asked.q, asked.sort, asked.down, 1, 1000))
-    lines = list(found.records)
-    for page in range(2, found.pages + 1):
+    selected = table.select(rows, table.Query(asked.q, asked.sort, asked.down, 1, 1000))
+    lines = list(selected.records)
+    for page in range(2, selected.pages + 1):
         lines += table.select(rows, table.Query(asked.q, asked.sort, asked.down, page, 1000)).records
     names = chosen_columns(rows, asked) if asked.columns else table.columns(rows)
     records = [{name: line.get(name) for name in names} for line in lines]
@@ -75,8 +75,8 @@ def _as_file(records: list[dict[str, Any]], names: Sequence[str], kind: str) -> 
     if kind == "json":
         return json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
     columns = {name: pa.array([one[name] for one in records], _type(name)) for name in names}
-    found = pa.table(columns)
-    return to_csv(Table(found)).encode() if kind == "csv" else to_parquet(found)
+    data = pa.table(columns)
+    return to_csv(Table(data)).encode() if kind == "csv" else to_parquet(data)
 
 
 def _type(name: str) -> pa.DataType:

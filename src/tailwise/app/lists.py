@@ -31,13 +31,13 @@ class Listing(BaseModel):
     state: str = Field("", max_length=40)  # of the list that asks whether anything is new
 
 
-def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
+def listed(context: PageContext, asked: Listing) -> dict[str, Any]:
     """Lines of one page, each with its overview or the promise of one."""
-    tags = desk.tags.all()
-    every = desk.workspace.entries("audit")
-    entries = [entry for entry in every if _fits(desk, entry, asked, tags)]
+    tags = context.tags.all()
+    every = context.workspace.entries("audit")
+    entries = [entry for entry in every if _fits(context, entry, asked, tags)]
     ends = time.monotonic() + (_LONGER if asked.verdict else _BUDGET)
-    lines = [(entry, _overview(desk, entry, ends)) for entry in entries]
+    lines = [(entry, _overview(context, entry, ends)) for entry in entries]
     unread = sum(one is None for _, one in lines)
     if asked.verdict:
         wanted = None if asked.verdict == "good" else asked.verdict
@@ -46,28 +46,28 @@ def listed(desk: PageContext, asked: Listing) -> dict[str, Any]:
     pages = max(1, -(-len(lines) // _SIZE))
     page = min(asked.page, pages)
     known = {str(entry.path) for entry in every}  # the state may be shared with a server of other folders
-    every_tag = sorted({tag for path, found in tags.items() if path in known for tag in found})
+    every_tag = sorted({tag for path, labels in tags.items() if path in known for tag in labels})
     return {"lines": lines[(page - 1) * _SIZE : page * _SIZE], "total": len(lines), "page": page, "pages": pages,
-            "asked": asked, "tags": tags, "every_tag": every_tag, "roots": desk.workspace.roots,
-            "cut": desk.workspace.cut, "unread": unread, "state": desk.workspace.state,
-            "example": desk.workspace.example,
-            "others": [] if asked.tag or asked.verdict else others(desk.workspace, asked.q)}  # fmt: skip
+            "asked": asked, "tags": tags, "every_tag": every_tag, "roots": context.workspace.roots,
+            "cut": context.workspace.cut, "unread": unread, "state": context.workspace.state,
+            "example": context.workspace.example,
+            "others": [] if asked.tag or asked.verdict else others(context.workspace, asked.q)}  # fmt: skip
 
 
-def _fits(desk: PageContext, entry: WorkspaceEntry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
+def _fits(context: PageContext, entry: WorkspaceEntry, asked: Listing, tags: dict[str, tuple[str, ...]]) -> bool:
     own = tags.get(str(entry.path), ())
     if asked.tag and asked.tag not in own:
         return False
-    overview = desk.overviews.ready(entry)
+    overview = context.overviews.ready(entry)
     text = " ".join((entry.title, overview.model if overview is not None else "", *own)).lower()
     return all(word in text for word in asked.q.lower().split())
 
 
-def _overview(desk: PageContext, entry: WorkspaceEntry, ends: float) -> Overview | None:
-    found = desk.overviews.ready(entry)
-    if found is None and time.monotonic() < ends:
-        return desk.overviews.of(entry)
-    return found
+def _overview(context: PageContext, entry: WorkspaceEntry, ends: float) -> Overview | None:
+    overview = context.overviews.ready(entry)
+    if overview is None and time.monotonic() < ends:
+        return context.overviews.of(entry)
+    return overview
 
 
 def _sorted(

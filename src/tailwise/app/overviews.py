@@ -58,8 +58,8 @@ class Overview:
         if self.health:
             return self.health
         counts = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
-        said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
-        return ", ".join(said) or "nothing found"
+        counted = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+        return ", ".join(counted) or "nothing found"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -82,16 +82,18 @@ class Overviews:
                 return self._known[key]
         try:
             document = json_of((self._folder / f"{key}.json").read_text(encoding="utf-8"))
-            found = Overview(**{**document, "id": entry.id, "title": entry.title, "sketch": tuple(document["sketch"])})
+            overview = Overview(
+                **{**document, "id": entry.id, "title": entry.title, "sketch": tuple(document["sketch"])}
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return self._remember(key, found)
+        return self._remember(key, overview)
 
     def of(self, entry: WorkspaceEntry) -> Overview:
         """The overview; an audit that cannot be read has one that says why."""
-        found = self.ready(entry)
-        if found is not None:
-            return found
+        overview = self.ready(entry)
+        if overview is not None:
+            return overview
         try:
             made = self._make(entry)
         except TailwiseError as error:
@@ -103,10 +105,10 @@ class Overviews:
             write_whole(self._folder / f"{_key(entry)}.json", json.dumps(asdict(made), allow_nan=False).encode())
         return self._remember(_key(entry), made)
 
-    def _remember(self, key: str, found: Overview) -> Overview:
+    def _remember(self, key: str, overview: Overview) -> Overview:
         with self._lock:
-            self._known[key] = found
-        return found
+            self._known[key] = overview
+        return overview
 
     def _make(self, entry: WorkspaceEntry) -> Overview:
         audit, diagnosis = self._workspace.audit(entry.id), self._workspace.diagnosis(entry.id)

@@ -44,6 +44,6 @@ class PageContext:
 
 
 def context_of(request: Request) -> PageContext:
-    """The desk of the app that a request came to."""
-    found: PageContext = request.app.state.desk
-    return found
+    """The context of the app that a request came to."""
+    context: PageContext = request.app.state.context
+    return context

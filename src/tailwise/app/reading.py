@@ -48,10 +48,10 @@ def _look_at_members(path: Path, most: int) -> None:
     from tailwise.audits.codec import MEMBERS
 
     with zipfile.ZipFile(path) as archive:
-        found = archive.infolist()
-    stored = all(item.compress_type == zipfile.ZIP_STORED and item.file_size == item.compress_size for item in found)
-    within = sum(item.file_size for item in found) <= most
-    if sorted(item.filename for item in found) != sorted(MEMBERS) or not stored or not within:
+        members = archive.infolist()
+    stored = all(item.compress_type == zipfile.ZIP_STORED and item.file_size == item.compress_size for item in members)
+    within = sum(item.file_size for item in members) <= most
+    if sorted(item.filename for item in members) != sorted(MEMBERS) or not stored or not within:
         raise ValueError("it holds other parts than an audit does")
 
 

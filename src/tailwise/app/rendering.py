@@ -61,10 +61,10 @@ class Pages:
         self, request: Request, template: str, block: str, values: Mapping[str, Any], status: int = 200
     ) -> HTMLResponse:  # fmt: skip
         """One block of a template."""
-        found, context = self._environment.get_template(template), _context(request, values)
+        loaded, context = self._environment.get_template(template), _context(request, values)
         # A block on its own does not see what the top of its template imports.
         parts = self._environment.get_template("parts.html").make_module(dict(context))
-        return _html("".join(found.blocks[block](found.new_context({**context, "parts": parts}))), status)
+        return _html("".join(loaded.blocks[block](loaded.new_context({**context, "parts": parts}))), status)
 
 
 def _context(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.overviews import Overviews
 from tailwise.app.page_context import PageContext
-from tailwise.app.pages import assistant, compare, help, jobs, login, models, plans, training  # noqa: A004 - a module
+from tailwise.app.pages import assistant, compare, evaluations, files, help, jobs, login, models, plans, training  # noqa: A004 - a module
 from tailwise.app.rendering import Pages, static
 from tailwise.app.settings import AppSettings
 from tailwise.app.tags import Tags
@@ -49,7 +49,7 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     queue = Queue(
         settings.state, longest=settings.longest_queue, workers=settings.workers, idle=settings.read_only
     )  # fmt: skip
-    desk = PageContext(
+    context = PageContext(
         workspace, settings, pages, Overviews(workspace, settings.state), Tags(settings.state), queue, Rate(_LOGINS),
         Rate(settings.starts_per_minute), Rate(_QUESTIONS),
     )  # fmt: skip
@@ -69,8 +69,8 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
         title="tailwise", version=__version__, lifespan=alive, openapi_url="/api/openapi.json", docs_url=None,
         redoc_url=None,
     )  # fmt: skip
-    app.state.desk = desk
-    for module in (api, models, compare, training, plans, jobs, help, login, assistant):
+    app.state.context = context
+    for module in (api, models, compare, evaluations, files, training, plans, jobs, help, login, assistant):
         app.include_router(module.router)
     app.add_api_route("/static/{name}", _static, include_in_schema=False)
     _add_handlers(app)
@@ -86,7 +86,7 @@ def serve(workspace: Workspace, settings: AppSettings) -> None:
     from tailwise.app.patience import Patient
 
     app = create_app(workspace, settings)
-    ending: threading.Event = app.state.desk.ending
+    ending: threading.Event = app.state.context.ending
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -149,11 +149,11 @@ def _problem(request: Request, status: int, what: str, where: object = None, fix
     if request.url.path.startswith("/api/"):
         shown = None if where is None else str(where)
         return JSONResponse({"error": what, "where": shown, "fix": fix}, status)
-    desk: PageContext = request.app.state.desk
+    context: PageContext = request.app.state.context
     values = {"status": status, "what": what, "where": where, "fix": fix}
     if request.headers.get("hx-request") != "true":
-        return desk.pages.page(request, "problem.html", values, status)
-    response = desk.pages.part(request, "problem.html", "problem", values, status)
+        return context.pages.page(request, "problem.html", values, status)
+    response = context.pages.part(request, "problem.html", "problem", values, status)
     response.headers["hx-retarget"], response.headers["hx-reswap"] = "#problem", "innerHTML"
     return response
 
@@ -168,21 +168,21 @@ def _told(request: Request, error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    found = error.errors() if isinstance(error, RequestValidationError) else []
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
     if request.url.path.startswith("/api/"):
-        detail = [{"loc": list(item["loc"]), "msg": str(item["msg"]), "type": str(item["type"])} for item in found]
+        detail = [{"loc": list(item["loc"]), "msg": str(item["msg"]), "type": str(item["type"])} for item in problems]
         return JSONResponse({"detail": detail}, 422)
-    said = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in found[:5])
-    return _problem(request, 400, f"the address asks for something that cannot be: {said}")
+    message = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in problems[:5])
+    return _problem(request, 400, f"the address asks for something that cannot be: {message}")
 
 
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    said = {404: "there is no such page", 408: "the request did not come to its end in time",
-            405: "this address does not take that method",
-            413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
-    response = _problem(request, status, said)
+    messages = {404: "there is no such page", 408: "the request did not come to its end in time",
+                405: "this address does not take that method",
+                413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
+    response = _problem(request, status, messages)
     for name, value in (headers or {}).items():
         response.headers[name] = value
     return response

@@ -43,9 +43,9 @@ class Tags:
         if len(tags) > _MOST:
             raise UsageError(f"{len(tags)} tags are too many", fix=f"give at most {_MOST}")
         with self._lock:
-            found = self.all()
-            found[str(entry.path)] = tags
-            document = {path: list(tags) for path, tags in found.items() if tags}
+            every = self.all()
+            every[str(entry.path)] = tags
+            document = {path: list(tags) for path, tags in every.items() if tags}
             # ASCII, with escapes: a path may hold bytes that are no text.
             write_whole(self._path, json.dumps(document, indent=1).encode())
         return tags

@@ -26,29 +26,29 @@ _STALE = 3600.0  # seconds after which an upload is one that nobody waits for
 _READING = threading.Lock()  # one at a time: each may take as much memory as it is let
 
 
-def keep(desk: PageContext, file: BinaryIO, name: str) -> WorkspaceEntry:
+def keep(context: PageContext, file: BinaryIO, name: str) -> WorkspaceEntry:
     """Keep an uploaded audit; its entry in the workspace. `UsageError` where it is none, or too large."""
-    desk.check_writable()
-    if not desk.starts.allows():
+    context.check_writable()
+    if not context.starts.allows():
         raise UsageError("too many files came within a minute", fix="wait a little")
     words = words_of(Path(name.replace("\0", "")).stem, "upload")
-    incoming, audits = desk.settings.state / "incoming", desk.settings.state / "audits"
+    incoming, audits = context.settings.state / "incoming", context.settings.state / "audits"
     # With a dot, with which nothing is shown, and so read, even where the state lies below a root.
     staged = incoming / f".{words}-{os.urandom(4).hex()}.audit"
     try:
         incoming.mkdir(parents=True, exist_ok=True)
         _sweep(incoming)
-        _copy(file, staged, desk.settings.largest_upload)
-        check(staged, desk.settings.largest_upload)
+        _copy(file, staged, context.settings.largest_upload)
+        check(staged, context.settings.largest_upload)
         target = place(staged, audits / f"{words}.audit").resolve()
     except OSError as error:
         raise could_not_write(error, audits) from error
     finally:
         staged.unlink(missing_ok=True)
-    found = next((entry for entry in desk.workspace.look_again() if entry.path == target), None)
-    if found is None:
+    listed = next((entry for entry in context.workspace.look_again() if entry.path == target), None)
+    if listed is None:
         raise UsageError(f"it is kept as {target}, which is below no folder that this was started with")
-    return found
+    return listed
 
 
 def _sweep(incoming: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from tailwise.audits.rows import Layer, LayerRow, Provenance
 from tailwise.audits.weightwatcher import weightwatcher_columns
 from tailwise.checkpoints.orientation import KEEPS_ORDER, in_order
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import checked
 
 if TYPE_CHECKING:
     from tailwise.audits.table import Table
@@ -19,7 +21,15 @@ if TYPE_CHECKING:
 class Audit:
     """Every spectral fact of one checkpoint, from the data to the labels: embeddings, blocks in order, heads.
 
-    Index it by a matrix's name, iterate over its measured layers, or take everything as a table.
+    Index it by a matrix's name or place, iterate over its measured layers, or take everything as a table.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> audit = tw.audit({f"layers.{i}.up.weight": noise.standard_normal((96, 64)) for i in range(3)}, use_cache=False)
+    >>> len(audit), audit["layers.1.up"].spectrum.m, audit[0].name
+    (3, 64, 'layers.0.up')
+    >>> [(row["name"], row["block"], row["rows"]) for row in audit.table().to_dicts()][:2]
+    [('layers.0.up', 0, 96), ('layers.1.up', 1, 96)]
     """
 
     def __init__(self, rows: list[LayerRow], layers: Mapping[str, Layer], provenance: Provenance) -> None:
@@ -30,8 +40,13 @@ class Audit:
         self._layers = {row.name: layers[row.name] for row in self.rows if row.name in layers}
         self.provenance = provenance
 
-    def __getitem__(self, name: str) -> Layer:
-        """The layer of that name; a trailing `.weight` is allowed. `UsageError` with near names otherwise."""
+    def __getitem__(self, name: str | int) -> Layer:
+        """The layer of that name, a trailing `.weight` allowed, or of that place. `UsageError` with near names."""
+        if isinstance(name, Integral) and not isinstance(name, bool):
+            return self._at(int(name))
+        if not isinstance(name, str):
+            fix = "give the name of a matrix, or its place, as audit[0]"
+            raise UsageError(f"{name!r} names no layer", fix=fix)
         for key in (name, name.removesuffix(".weight")):
             if key in self._layers:
                 return self._layers[key]
@@ -39,6 +54,14 @@ class Audit:
             if row.name in (name, name.removesuffix(".weight")):
                 raise UsageError(f"{name} was not measured: {row.reason or row.status}")
         raise unknown_name("layer", name, self._layers)
+
+    def _at(self, place: int) -> Layer:
+        if not -len(self) <= place < len(self):
+            raise UsageError(f"there is no layer {place}", fix=f"{len(self)} matrices were measured")
+        return list(self._layers.values())[place]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._layers)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._layers or name.removesuffix(".weight") in self._layers)
@@ -61,9 +84,9 @@ class Audit:
 
     def table(self, *, unmeasured: bool = False) -> Table:
         """One row per matrix, one column per fact; with `unmeasured`, also what was not measured."""
-        from tailwise.audits.table import layer_table
+        from tailwise.audits.table import layer_table, with_counts
 
-        return layer_table([row for row in self.rows if row.measured or unmeasured])
+        return with_counts(layer_table([row for row in self.rows if row.measured or unmeasured]))
 
     def weightwatcher(self) -> Table:
         """The same numbers under WeightWatcher's column names (`details`)."""
@@ -84,6 +107,7 @@ class Audit:
         names = dict.fromkeys(name for row in rows for name in row.metrics)
         return {name: _mean(usable_values(self, name, rows)) for name in names}
 
+    @checked
     def save(self, path: str | Path, *, exclusive: bool = False) -> Path | str:
         """Write the audit: one file, or a folder where `path` ends in a slash or is one; at a URL too. Atomic.
 
@@ -111,9 +135,13 @@ class Audit:
         if not isinstance(value, str | os.PathLike):
             fix = "give an Audit, or the path of its file; `tw.audit(model)` makes one"
             raise UsageError(f"an object of type {type(value).__name__} is no audit", fix=fix)
+        place = Path(value)
+        if place.is_dir() and (place / "config.json").is_file():
+            raise UsageError("is a model, and an audit is asked for", where=value, fix="`tw.audit(model)` makes one")
         return Audit.load(os.fspath(value))
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Audit:
         """Read what `save` wrote. Raises `UnreadableError`."""
         from tailwise.audits.codec import load

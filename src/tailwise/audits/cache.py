@@ -32,10 +32,10 @@ from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Raised when a solver changes its numbers, or what a spectrum says beside them: older entries are then left alone.
-ENGINE = 2
+ENGINE = 3
 
 #: What is kept of a spectrum beside its eigenvalues.
-_FACTS = ("rows", "cols", "slices", "solver", "error_bound", "zero_vectors")
+_FACTS = ("rows", "cols", "slices", "solver", "error_bound", "zero_vectors", "weak_vectors", "order_z")
 
 #: What damaged bytes make numpy, zipfile and json raise.
 _DAMAGE = (

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from tailwise.audits.rows import MEASURED, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.core.harmless import LONGEST_TEXT
 from tailwise.core.recipe import Recipe
 
 #: Columns of `spectra.parquet`.
@@ -28,6 +29,8 @@ SPECTRA = {
     "solver": pa.string(),
     "error_bound": pa.float64(),
     "zero_vectors": pa.int32(),
+    "weak_vectors": pa.int32(),
+    "order_z": pa.float64(),
     "eigenvalues": pa.list_(pa.float64()),
 }
 #: What is in the provenance, where pages and reports count on it.
@@ -39,9 +42,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "notes": (list,),
 }
-#: Columns that may have gaps, and those that audits of version 0.1 do not have.
-_OPTIONAL = frozenset({"block", "input_axis", "zero_vectors"})
-_LATER = frozenset({"zero_vectors"})
+#: Columns that may have gaps, and those that older audits do not have.
+_OPTIONAL = frozenset({"block", "input_axis", "zero_vectors", "weak_vectors", "order_z"})
+_LATER = frozenset({"zero_vectors", "weak_vectors", "order_z"})
 _MOST_ENTRIES = 1 << 62
 
 
@@ -54,7 +57,10 @@ def check_provenance(provenance: Mapping[str, Any]) -> None:
             _check_kind(item.name, provenance[item.name])
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"the provenance has no {item.name}")
-    for name, kind in (("notes", provenance.get("notes", ())), ("versions", provenance["versions"].values())):
+    versions = provenance["versions"]
+    if any(len(text) > LONGEST_TEXT for item in versions.items() for text in item if isinstance(text, str)):
+        raise ValueError("versions of the provenance are texts beyond measure")
+    for name, kind in (("notes", provenance.get("notes", ())), ("versions", versions.values())):
         if not all(isinstance(value, str) for value in kind):
             raise TypeError(f"{name} of the provenance are not all text")
     if not 0 <= provenance["seconds"] < math.inf:
@@ -65,6 +71,8 @@ def check_provenance(provenance: Mapping[str, Any]) -> None:
 
 def _check_kind(name: str, value: Any) -> None:
     kinds = _KINDS.get(name)
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name} of the provenance is a text of {len(value)} signs")
     if kinds is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
         raise TypeError(f"{name} of the provenance is {type(value).__name__}, not {kinds[0].__name__}")
 
@@ -98,6 +106,8 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
 def check_rows(table: pa.Table) -> None:
     """Columns of an audit's table: types, no nulls where none can be, finite numbers, each name once."""
     names = table.column_names
+    if any(len(name) > LONGEST_TEXT for name in names):
+        raise ValueError("a column has a name beyond measure")
     if len(set(names)) != len(names):
         raise ValueError("a column stands there twice")
     needed = {item.name for item in fields(LayerRow) if item.default is MISSING and item.default_factory is MISSING}
@@ -132,6 +142,10 @@ def _check_column(name: str, column: pa.ChunkedArray, kind: pa.DataType, *, null
         values = pc.list_flatten(column)
         if values.null_count:
             raise ValueError(f"the column {name} has gaps")
+    if pa.types.is_string(values.type) and name != "reason":
+        longest = pc.max(pc.utf8_length(values)).as_py() or 0
+        if longest > LONGEST_TEXT:
+            raise ValueError(f"the column {name} has a text of {longest} signs")
     if pa.types.is_integer(values.type):
         values.cast(kind.value_type if pa.types.is_list(kind) else kind)  # ArrowInvalid, a ValueError, beyond its range
     if pa.types.is_floating(values.type) and not pc.all(pc.is_finite(values), min_count=0).as_py():

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check_spectra
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
-from tailwise.audits.table import FACTS, ORIGIN
+from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
+from tailwise.core.harmless import shortened
 from tailwise.core.storage import ensure_room, exists, get, is_url, joined, json_of, open_regular, put, read_bytes
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -193,7 +194,7 @@ def _encode(audit: Audit) -> dict[str, bytes]:
     ensure_room()  # Arrow ends the process where it finds none
     provenance = {"audit_format": FORMAT, **audit.provenance.to_json()}
     return {
-        "layers.parquet": to_parquet(audit.table(unmeasured=True).arrow),
+        "layers.parquet": to_parquet(layer_table(audit.rows).arrow),
         "spectra.parquet": to_parquet(_spectra_table(audit)),
         "provenance.json": json.dumps(provenance, indent=1, ensure_ascii=False).encode(),
     }
@@ -212,8 +213,8 @@ def _spectra_table(audit: Audit) -> pa.Table:
         "name": [name for name, _, _ in entries],
         "kind": [kind for _, kind, _ in entries],
     }
-    facts = [name for name in SPECTRA if name not in columns]
-    columns |= {name: [getattr(spectrum, name) for _, _, spectrum in entries] for name in facts}
+    attributes = [name for name in SPECTRA if name not in columns]
+    columns |= {name: [getattr(spectrum, name) for _, _, spectrum in entries] for name in attributes}
     return pa.table({name: pa.array(columns[name], kind) for name, kind in SPECTRA.items()})
 
 
@@ -225,13 +226,15 @@ def _entries(layer: Layer) -> list[tuple[str, str, Spectrum]]:
 
 def _decode(parts: Mapping[str, bytes]) -> AuditParts:
     provenance = json_of(parts["provenance.json"])
+    if not isinstance(provenance, dict):
+        raise ValueError("its provenance is no mapping")
     if provenance.pop("audit_format") != FORMAT:
         raise ValueError("it was written by another version of tailwise; upgrade, or audit the model again")
     ensure_room()
     check_provenance(provenance)
     known = {item.name for item in fields(Provenance)}
-    facts: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
-    facts["notes"] = tuple(facts.get("notes", ()))
+    settings: dict[str, Any] = {name: value for name, value in provenance.items() if name in known}
+    settings["notes"] = tuple(map(shortened, settings.get("notes", ())))
     table = from_parquet(parts["layers.parquet"])
     check_rows(table)
     rows = [row_of(line) for line in table.to_pylist()]
@@ -240,7 +243,7 @@ def _decode(parts: Mapping[str, bytes]) -> AuditParts:
         name, kind, spectrum = line
         spectra.setdefault(name, {}).setdefault(kind, []).append(spectrum)
     layers = {row.name: _layer(row, spectra[row.name]) for row in rows if row.measured}
-    return AuditParts(rows, layers, Provenance(**facts))
+    return AuditParts(rows, layers, Provenance(**settings))
 
 
 def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
@@ -262,6 +265,7 @@ def _spectra_lines(data: bytes) -> list[tuple[str, str, Spectrum]]:
 def row_of(line: dict[str, Any]) -> LayerRow:
     """A line of `Audit.table(unmeasured=True)` as the row it came from."""
     known = {item.name for item in fields(LayerRow)} - {"metrics"}
+    line["reason"] = shortened(line["reason"])
     for name in ("tensors", "degenerate"):
         line[name] = tuple(line.get(name) or ())
     metrics = {key: value for key, value in line.items() if key not in FACTS and key not in ORIGIN}

@@ -93,9 +93,9 @@ def rates(largest: int, recipe: Recipe, device: str, cache: Cache) -> Rates:
         known = cache.note("rates", key)
         if isinstance(known, list):
             return known
-        found = _on_one_thread(measure)
-        cache.keep_note("rates", key, found)
-        return found
+        measured = _on_one_thread(measure)
+        cache.keep_note("rates", key, measured)
+        return measured
 
     points = [kept(size, partial(_point, size, recipe, device)) for size in sizes]
     product, reduction, metrics, baseline = (list(column) for column in zip(*points, strict=True))
@@ -175,13 +175,13 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     spectrum = Spectrum(values, n, m)
     noise = gaussian_baseline(n, m, 1, recipe)
     baseline = _clocked(lambda: _noise(n, m, recipe), "cpu")
-    facts = recipe.replace(randomize=0, metrics=(), estimator=recipe.estimator.removeprefix("farms:"))
-    metrics = _clocked(lambda: metrics_of(Facts(Spectra(spectrum, (), None), facts, lambda *_: noise)), "cpu")
+    cheap = recipe.replace(randomize=0, metrics=(), estimator=recipe.estimator.removeprefix("farms:"))
+    metrics = _clocked(lambda: metrics_of(Facts(Spectra(spectrum, (), None), cheap, lambda *_: noise)), "cpu")
     return [n * m**2 / product, 4 / 3 * m**3 / reduction, metrics, baseline]
 
 
 def _noise(n: int, m: int, recipe: Recipe) -> None:
-    from tailwise.spectrum.baseline import gaussian_spectra
+    from tailwise.spectrum.marchenko_pastur import gaussian_spectra
 
     gaussian_spectra.cache_clear()  # or the second time would measure a look-up
     gaussian_baseline(n, m, 1, recipe)

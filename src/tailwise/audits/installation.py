@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tailwise.audits.cache import chosen_url, default_folder
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 _EXTRAS = {
     "gguf": "gguf",
@@ -73,7 +74,7 @@ def _extra(extra: str, module: str) -> Check:
     try:
         importlib.import_module(module)
     except ImportError:
-        return Check(f"extra {extra}", False, f'not installed; pip install "tailwise[{extra}]"', optional=True)
+        return Check(f"extra {extra}", False, f"not installed; {how_to_get(extra)}", optional=True)
     return Check(f"extra {extra}", True, f"{module} is there", optional=True)
 
 

@@ -58,7 +58,7 @@ class MatrixOutcome:
     unreachable: bool = False  # the store could not be reached, which may pass
 
 
-def measured_far(
+def measured_on(
     engine: Engine, checkpoint: Checkpoint, prepared: Prepared, cache: Cache
 ) -> Iterator[tuple[LayerRow, Layer | None]]:
     """Rows and layers as they come. Matrices whose spectra are kept are not sent anywhere."""
@@ -72,9 +72,9 @@ def measured_far(
 
     def pack(sources: Sequence[MatrixSource]) -> MatrixTask:
         wanted = [("baselines", _baseline(source, recipe)) for source in sources]
-        found = {key: baselines.get(key, cache.note(*key)) for key in wanted}
+        spectra = {key: baselines.get(key, cache.note(*key)) for key in wanted}
         parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
-        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in found.items() if v is not None})
+        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in spectra.items() if v is not None})
 
     work = SpreadWork(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
     rest = [source for source in largest_first if source.name not in names]
@@ -100,19 +100,19 @@ def _may_pass(outcome: MatrixOutcome) -> bool:
     return outcome.unreachable
 
 
-def run(errand: MatrixTask) -> tuple[MatrixOutcome, ...]:
-    """On a worker: every matrix of an errand, the next one read while one is solved."""
+def run(task: MatrixTask) -> tuple[MatrixOutcome, ...]:
+    """On a worker: every matrix of a task, the next one read while one is solved."""
     with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="tailwise-ahead") as reader:
-        ahead = [reader.submit(_opened, source, packed) for source, packed in errand.matrices[:1]]
+        ahead = [reader.submit(_opened, source, packed) for source, packed in task.matrices[:1]]
         done = []
-        for place, (source, _) in enumerate(errand.matrices):
+        for place, (source, _) in enumerate(task.matrices):
             part = ahead.pop().result()
-            ahead = [reader.submit(_opened, *following) for following in errand.matrices[place + 1 : place + 2]]
+            ahead = [reader.submit(_opened, *following) for following in task.matrices[place + 1 : place + 2]]
             if isinstance(part, MatrixOutcome):
                 done.append(part)
                 continue
             with part:
-                done.append(_measured(errand, source, part))
+                done.append(_measured(task, source, part))
     return tuple(done)
 
 
@@ -130,14 +130,14 @@ def _opened(source: MatrixSource, packed: bytes) -> Checkpoint | MatrixOutcome:
     return part
 
 
-def _measured(errand: MatrixTask, source: MatrixSource, part: Checkpoint) -> MatrixOutcome:
-    cache = Carried(errand.folder, {**_SEEN, **errand.notes})
+def _measured(task: MatrixTask, source: MatrixSource, part: Checkpoint) -> MatrixOutcome:
+    cache = Carried(task.folder, {**_SEEN, **task.notes})
     errors: list[Exception] = []
     try:
-        device = checked_device(errand.device)
+        device = checked_device(task.device)
     except TailwiseError as error:
         return _given_up(source, str(error))
-    worker = Worker(part, errand.recipe, device, cache, Baselines(cache), failed=errors.append)
+    worker = Worker(part, task.recipe, device, cache, Baselines(cache), failed=errors.append)
     row, layer = worker(source)
     with _GUARD:
         _SEEN.update({key: value for key, value in cache.notes.items() if key[0] in _LASTING})

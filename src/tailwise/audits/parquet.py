@@ -108,11 +108,11 @@ def _check_claims(data: bytes) -> list[str]:
     claims = _Claims(len(data), _number(footer, 3) * max(len(leaves), 1))
     for group in _structs(footer, 4):
         for chunk in _structs(group, 1):
-            facts = chunk.get(3)
-            if not isinstance(facts, dict) or chunk.keys() & {8, 9}:
+            metadata = chunk.get(3)
+            if not isinstance(metadata, dict) or chunk.keys() & {8, 9}:
                 raise ValueError("a column that is not described, or encrypted")
-            claims.add("columns", _number(facts, 5), _number(facts, 6))
-            for values, size in _pages(data, facts):
+            claims.add("columns", _number(metadata, 5), _number(metadata, 6))
+            for values, size in _pages(data, metadata):
                 claims.add("pages", values, size)
     return [path for path, kind in leaves.items() if kind == _BYTE_ARRAY]
 
@@ -144,7 +144,7 @@ def _footer_of(data: bytes) -> Mapping[int, Any]:
 
 def _leaves(elements: list[Mapping[int, Any]]) -> dict[str, int]:
     """Columns by path, with how their values are kept."""
-    found: dict[str, int] = {}
+    leaves: dict[str, int] = {}
     path: list[str] = []
     left: list[int] = []  # children that are still to come, of each group that is open
     for element in elements:
@@ -159,16 +159,16 @@ def _leaves(elements: list[Mapping[int, Any]]) -> dict[str, int]:
         path.append(name.decode())
         left.append(children)
         if not children and len(path) > 1:
-            found[".".join(path[1:])] = _number(element, 1, -1)
-    return found
+            leaves[".".join(path[1:])] = _number(element, 1, -1)
+    return leaves
 
 
-def _pages(data: bytes, facts: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
+def _pages(data: bytes, metadata: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
     """Values and unfolded bytes that the pages of a column claim."""
-    first, dictionary = _number(facts, 9), _number(facts, 11, 0)
+    first, dictionary = _number(metadata, 9), _number(metadata, 11, 0)
     place = dictionary if 0 < dictionary < first else first
-    total, seen = _number(facts, 5), 0
-    ends = place + _number(facts, 7)
+    total, seen = _number(metadata, 5), 0
+    ends = place + _number(metadata, 7)
     if not 0 <= place <= ends <= len(data):
         raise ValueError("a column that lies outside of the file")
     while seen < total and place < ends:
@@ -187,18 +187,18 @@ def _pages(data: bytes, facts: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
 
 
 def _structs(holder: Mapping[int, Any], field: int) -> list[Mapping[int, Any]]:
-    found = holder.get(field)
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+    structs = holder.get(field)
+    if not isinstance(structs, list) or not all(isinstance(item, dict) for item in structs):
         raise ValueError("a footer that is none")
-    return found
+    return structs
 
 
 def _number(holder: Mapping[int, Any], field: int, default: int | None = None) -> int:
     """A number that is not negative."""
-    found = holder.get(field, default)
-    if not isinstance(found, int) or isinstance(found, bool) or found < min(default or 0, 0):
+    number = holder.get(field, default)
+    if not isinstance(number, int) or isinstance(number, bool) or number < min(default or 0, 0):
         raise ValueError("a footer or a page without its numbers")
-    return found
+    return number
 
 
 class _Reader:
@@ -215,15 +215,15 @@ class _Reader:
         """A struct; `lists` says what is in it, by field."""
         if depth > _DEEPEST:
             raise ValueError("structs within structs without end")
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             kind, step = head & 15, head >> 4
             field = field + step if step else self._signed()
-            if not 0 <= field < 1 << 15 or field in found:
+            if not 0 <= field < 1 << 15 or field in values:
                 raise ValueError("a struct that is none")
-            found[field] = kind == 1 if kind in (1, 2) else self._value(kind, lists.get(field), depth)
-        return found
+            values[field] = kind == 1 if kind in (1, 2) else self._value(kind, lists.get(field), depth)
+        return values
 
     def _value(self, kind: int, expected: Any, depth: int) -> Any:
         if kind in _INTEGERS:

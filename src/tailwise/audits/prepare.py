@@ -9,10 +9,12 @@ from tailwise.audits.work import HOLD_BYTES
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
+from tailwise.core import validation
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.recipe import Recipe, RunOptions
+from tailwise.core.shown import Brief, Shown
 from tailwise.spectrum.metrics.facts import completed, selected
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES, ESTIMATORS
+from tailwise.spectrum.power_law import ESTIMATORS, estimator_names
 
 #: Working memory beside the matrices: converted blocks of the contraction.
 BLOCKS_IN_FLIGHT = 64 << 20
@@ -26,6 +28,7 @@ class Selection:
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        validation.check_fields(self)
         try:
             re.compile(self.layers or "")
         except re.error as error:
@@ -40,8 +43,8 @@ class Selection:
         return (not self.layers or re.search(self.layers, name) is not None) and (not self.roles or role in self.roles)
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, repr=False)
+class Prepared(Brief):
     """What an audit would do, known from headers alone."""
 
     sources: tuple[MatrixSource, ...]  # in the checkpoint's order
@@ -66,6 +69,14 @@ class Prepared:
         needs = sorted((_memory_of(source, size, self.recipe) for source in self.sources), reverse=True)
         return sum(needs[:workers])
 
+    def __repr__(self) -> str:
+        rest = f"{self.nbytes:,} bytes to read, {len(self.unmeasured)} not measured"
+        return f"Prepared({len(self.sources)} matrices, {rest})"
+
+    def _shown(self) -> Shown:
+        rows = [(one.name, one.role, one.rows, one.cols, one.dtype) for one in self.sources]
+        return Shown(repr(self), ("name", "role", "rows", "cols", "dtype"), rows, "`sources`")
+
 
 def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     square = size * source.m**2
@@ -87,9 +98,10 @@ def check_estimators(recipe: Recipe) -> None:
     """Raise `UsageError` with near names for an estimator that does not exist."""
     for estimator in (recipe.estimator.removeprefix("farms:"), recipe.hill_estimator):
         if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, ESTIMATOR_NAMES)
+            raise unknown_name("estimator", estimator, estimator_names())
 
 
+@validation.checked
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe | None = None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from tailwise.core.shown import Brief, Shown
 from tailwise.spectrum.spectrum import Spectrum
 
 #: Statuses of rows that carry numbers, and what each says.
@@ -21,8 +23,8 @@ def raised_by(metric: str, error: str = "") -> str:
     return f"the metric {metric} raised {error}"
 
 
-@dataclass(frozen=True)
-class LayerRow:
+@dataclass(frozen=True, repr=False)
+class LayerRow(Brief):
     """One matrix (or one tensor that is not measured) and everything known of it."""
 
     name: str
@@ -57,9 +59,15 @@ class LayerRow:
         """Entries of the matrix."""
         return self.rows * self.cols * self.slices
 
+    def __repr__(self) -> str:
+        alpha = self.metrics.get("alpha")
+        found = "" if alpha is None else f", alpha {alpha:.3f}"
+        size = f"{self.slices} × " if self.slices > 1 else ""
+        return f"LayerRow({self.name!r}, {self.role}, {size}{self.rows} × {self.cols}, {self.status}{found})"
 
-@dataclass(frozen=True)
-class Provenance:
+
+@dataclass(frozen=True, repr=False)
+class Provenance(Brief):
     """Where an audit came from, and what it took."""
 
     model: str
@@ -83,9 +91,16 @@ class Provenance:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One measured matrix: its row and its spectra."""
+@dataclass(frozen=True, repr=False)
+class Layer(Brief):
+    """One measured matrix: its row and its spectra. Its metrics, and the facts of its row, are attributes too.
+
+    >>> import numpy as np, tailwise as tw
+    >>> weights = {"up.weight": np.random.default_rng(0).standard_normal((80, 60))}
+    >>> layer = tw.audit(weights, use_cache=False)["up"]
+    >>> layer.rows, layer.cols, layer.stable_rank == layer.row.metrics["stable_rank"]
+    (80, 60, True)
+    """
 
     row: LayerRow
     spectrum: Spectrum
@@ -96,4 +111,25 @@ class Layer:
         row: LayerRow | None = self.__dict__.get("row")  # not there yet while a copy is being made
         if row is not None and name in row.metrics:
             return row.metrics[name]
-        raise AttributeError(name)
+        if row is None or name.startswith("_"):
+            raise AttributeError(name)
+        if name in _OF_ROW:
+            return getattr(row, name)
+        raise AttributeError(f"{row.name} has no {name!r}; its metrics: {_near(name, row.metrics)}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.row.metrics, *_OF_ROW})
+
+    def __repr__(self) -> str:
+        return f"Layer{repr(self.row).removeprefix('LayerRow')}"
+
+    def _shown(self) -> Shown:
+        return Shown(repr(self), ("metric", "value"), list(self.row.metrics.items()), "`row.metrics`")
+
+
+_OF_ROW = (*(item.name for item in fields(LayerRow)), "n_params", "measured")
+
+
+def _near(name: str, metrics: Mapping[str, float | None]) -> str:
+    near = difflib.get_close_matches(name, list(metrics), n=3, cutoff=0.5)
+    return ", ".join(near or metrics) or "none"

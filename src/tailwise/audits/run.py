@@ -6,6 +6,7 @@ import hashlib
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,18 +18,27 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
-from tailwise.audits.on_engine import measured_far
+from tailwise.audits.on_engine import measured_on
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.rows import Layer, LayerRow, Provenance, raised_by
 from tailwise.audits.work import Worker
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.execution.engines import check_executor, engine_of, is_near
-from tailwise.core.execution.executor import checked_device, default_workers, map_unordered
+from tailwise.core.execution.executor import (
+    check_executor,
+    checked_device,
+    default_workers,
+    engine_of,
+    is_near,
+    map_unordered,
+)
 from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.core.shown import Brief
 from tailwise.core.storage import ensure_room
+from tailwise.core.validation import check, checked, names_in
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +80,12 @@ class AuditSettings(RecipeSettings, total=False):
     """What `audit` takes beside the model and the choice of layers."""
 
     part: str | None
+    dtype: Precision  # `precision`, as commands called it
+    replicas: int  # `randomize`, as commands called it
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Brief):
     """Progress of an audit: after preparation (`row` is None), and after each matrix."""
 
     row: LayerRow | None
@@ -84,7 +96,17 @@ class Step:
     flops_done: float
     flops_total: float
 
+    def __repr__(self) -> str:
+        name = "" if self.row is None else f", {self.row.name}"
+        return f"Step({self.done} of {self.total} matrices{name})"
 
+
+def of_step(step: Step) -> Told:
+    """What a bar shows of a step: the work that is done, for a square matrix costs more per byte than a flat one."""
+    return "" if step.row is None else step.row.name, step.flops_done, step.flops_total
+
+
+@checked
 def audit(
     model: Model,
     *,
@@ -92,7 +114,7 @@ def audit(
     roles: str | Iterable[str] = (),
     base: str | None = None,
     adapter_mode: Literal["delta", "merged"] = "delta",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **settings: Unpack[AuditSettings],
 ) -> Audit:
     """Measure every weight matrix of a model.
@@ -108,7 +130,8 @@ def audit(
         For an adapter: the model that it adapts, and whether its change (`delta`) or the result (`merged`) is
         read.
     progress
-        Called with a `Step` after preparation and after each matrix, from the calling thread.
+        Called with a `Step` after preparation and after each matrix, from the calling thread; or True for a bar, False
+        for none. By default there is a bar in notebooks and interactive shells, and none in scripts.
     settings
         Fields of `Recipe` (what changes the numbers) and of `RunOptions` (what changes the speed); and `part`: of a
         file that holds more than one set of weights, which to take (`model_ema`, for example).
@@ -116,8 +139,22 @@ def audit(
     Raises `UsageError` for wrong settings and `UnreadableError` where the model cannot be read. A matrix that cannot
     be measured raises nothing: it is a row with a status. An interrupted audit goes on where it was when it is run
     again, since each spectrum is kept as soon as it is there.
+
+    >>> import numpy as np, tailwise as tw
+    >>> weights = {"up.weight": np.random.default_rng(0).standard_normal((96, 64)), "norm.bias": np.zeros(64)}
+    >>> audit = tw.audit(weights, metrics=("alpha", "stable_rank"), use_cache=False)
+    >>> [layer.name for layer in audit], [row.name for row in audit.unmeasured]
+    (['up'], ['norm.bias'])
+    >>> sorted(audit["up"].row.metrics)
+    ['alpha', 'stable_rank']
+    >>> tw.audit(weights, estimator="kz")
+    Traceback (most recent call last):
+    tailwise.core.errors.UnknownNameError: there is no estimator named 'kz'
+      → did you mean ks?
     """
     part = settings.pop("part", None)
+    _rename(settings)
+    check("part", part, str | None)
     ensure_room()
     recipe, options = split_settings(settings)
     checkpoint = (
@@ -126,15 +163,32 @@ def audit(
         else open_checkpoint(model, base=base, adapter_mode=adapter_mode, part=part)
     )
     try:
-        return run(checkpoint, prepare(checkpoint, recipe, options, Selection(layers, _names(roles))), progress)
+        prepared = prepare(checkpoint, recipe, options, Selection(layers, _names(roles)))
+        with listener(progress, "audit", of_step) as told:
+            return run(checkpoint, prepared, told)
     finally:
         if checkpoint is not model:
             checkpoint.close()
 
 
+#: Settings by the names that commands had for them.
+_OLD = {"dtype": "precision", "replicas": "randomize"}
+
+
+def _rename(settings: AuditSettings) -> None:
+    taken: dict[str, Any] = settings  # type: ignore[assignment]
+    for old, new in _OLD.items():
+        if old in taken:
+            warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=4)
+            value = taken.pop(old)
+            # The number of permutations stood beside the switch.
+            if new not in taken or taken[new] is True:
+                taken[new] = value
+
+
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     if isinstance(given, str):
-        return (given,)
+        return names_in(given)
     if not isinstance(given, Iterable):
         raise UsageError(f"{given!r} is no list of names", fix="give one name, or a list of names")
     return tuple(given)
@@ -188,7 +242,7 @@ def _measuring(checkpoint: Checkpoint, prepared: Prepared, cache: Cache) -> Iter
         return
     checkpoint.part(())  # tensors in memory are refused before any worker is started
     with engine_of(options) as engine:
-        yield engine.slots(), measured_far(engine, checkpoint, prepared, cache)
+        yield engine.slots(), measured_on(engine, checkpoint, prepared, cache)
 
 
 class _Tally:

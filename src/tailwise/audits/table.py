@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.optional import how_to_get
+from tailwise.core.shown import Shown, as_html
+from tailwise.core.synonyms import known_name
+from tailwise.spectrum.metrics.metric import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +47,11 @@ ORIGIN = {
     "reused": pa.bool_(),
     "seconds": pa.float64(),
 }
-_SHOWN = ("name", "role", "block", "rows", "cols", "alpha", "alpha_sigma", "ks_distance", "alpha_hill", "stable_rank",
-          "singular_entropy", "status")  # fmt: skip
+#: Columns whose whole numbers may be missing, whatever the model.
+_NULLABLE = ("block", "input_axis", "step")
+_NAMED = 12
+_SHOWN = ("model", "step", "name", "role", "block", "rows", "cols", "alpha", "alpha_sigma", "ks_distance",
+          "alpha_hill", "stable_rank", "singular_entropy", "status")  # fmt: skip
 
 
 class Table:
@@ -73,9 +79,8 @@ class Table:
 
     def __getitem__(self, column: str) -> list[Any]:
         """One column as a list."""
+        column = known_name(column, self.arrow.column_names) if isinstance(column, str) else column
         if column not in self.arrow.column_names:
-            from tailwise.core.errors import unknown_name
-
             raise unknown_name("column", column, self.arrow.column_names)
         return list(self.arrow.column(column).to_pylist())
 
@@ -89,9 +94,15 @@ class Table:
     def to_pandas(self) -> pd.DataFrame:
         """A pandas frame; needs pandas."""
         try:
-            frame: pd.DataFrame = self.arrow.to_pandas()
+            import pandas
         except ModuleNotFoundError as error:
-            raise UsageError("pandas is not installed", fix='pip install "tailwise[frames]"') from error
+            raise UsageError("pandas is not installed", fix=how_to_get("frames")) from error
+        frame: pd.DataFrame = self.arrow.to_pandas()
+        for column in self.arrow.schema:
+            values = self.arrow.column(column.name)
+            # A whole number stays one where some are missing, as the block of an embedding is.
+            if pa.types.is_integer(column.type) and (values.null_count or column.name in _NULLABLE):
+                frame[column.name] = pandas.array(values.to_pylist(), dtype="Int64")
         return frame
 
     def to_polars(self) -> pl.DataFrame:
@@ -99,7 +110,7 @@ class Table:
         try:
             import polars
         except ModuleNotFoundError as error:
-            raise UsageError("polars is not installed", fix='pip install "tailwise[frames]"') from error
+            raise UsageError("polars is not installed", fix=how_to_get("frames")) from error
         return polars.DataFrame(self.arrow)
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -107,7 +118,16 @@ class Table:
         return list(self.arrow.to_pylist())
 
     def __repr__(self) -> str:
-        return f"Table({len(self)} rows × {len(self.column_names)} columns: {', '.join(self.column_names)})"
+        names = self.column_names
+        more = f", … {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"Table({len(self)} rows × {len(names)} columns: {', '.join(names[:_NAMED])}{more})"
+
+    def _repr_html_(self) -> str:
+        shown = [name for name in _SHOWN if name in self.column_names] or self.column_names[:_NAMED]
+        return as_html(Shown(repr(self), shown, _rows(self, shown), "`to_pandas()`"))
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.column_names
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Table:
@@ -121,6 +141,18 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     return Table(pa.table(columns))
 
 
+def with_counts(table: Table) -> Table:
+    """The same with whole numbers in the columns of metrics that count something; files hold them as floats."""
+    arrow = table.arrow
+    for place, column in enumerate(arrow.schema):
+        if column.name in METRICS and METRICS[column.name].unit == "count":
+            values = arrow.column(column.name).to_pylist()
+            if all(value is None or float(value).is_integer() for value in values):
+                whole = pa.array([None if value is None else int(value) for value in values], pa.int64())
+                arrow = arrow.set_column(place, column.name, whole)
+    return Table(arrow)
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -129,15 +161,8 @@ def html_table(audit: Audit) -> str:
     """A small table for notebooks."""
     table = audit.table()
     shown = [name for name in _SHOWN if name in table.column_names]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(row[name]))}</td>" for name in shown) + "</tr>"
-        for row in table.to_dicts()
-    )
-    return f"<p>{html.escape(repr(audit))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return as_html(Shown(repr(audit), shown, _rows(table, shown), "`table()`"))
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _rows(table: Table, shown: Sequence[str]) -> list[list[Any]]:
+    return [list(row.values()) for row in table.arrow.select(list(shown)).to_pylist()] if shown else []

@@ -72,8 +72,8 @@ def usable_values(audit: Audit, metric: str, rows: Iterable[LayerRow] | None = N
     """`usable` of the rows that have it, of a whole audit or of these rows."""
     estimator = estimator_of(audit)
     chosen = audit.rows if rows is None else rows
-    found = [usable(row, metric, estimator) for row in chosen]
-    return [value for value in found if value is not None]
+    values = [usable(row, metric, estimator) for row in chosen]
+    return [value for value in values if value is not None]
 
 
 def left_out(audit: Audit) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tailwise.spectrum.metrics import ranks
+from tailwise.spectrum.metrics import norms_ranks as ranks
 from tailwise.spectrum.spectrum import Spectrum
 
 #: WeightWatcher's column → this project's metric, where the two mean the same.

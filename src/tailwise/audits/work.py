@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Matrices up to this size are held between hashing and solving; larger local ones are read twice instead.
 HOLD_BYTES = 256 << 20
-#: Bytes asked for at once from afar, where every request is a round trip.
+#: Bytes asked for at once from a remote address, where every request is a round trip.
 REMOTE_BLOCK_BYTES = 64 << 20
 
 
@@ -92,8 +92,8 @@ class Worker:
         keys = _Keys(self.recipe)
         identity = self._identity(source)
         known = self.cache.note("digests", identity) if identity else None
-        if isinstance(known, list) and (found := self._all_known(keys, known)) is not None:
-            return found, _joined(known), True
+        if isinstance(known, list) and (complete := self._all_known(keys, known)) is not None:
+            return complete, _joined(known), True
         block_bytes = BLOCK_BYTES if self.checkpoint.local else REMOTE_BLOCK_BYTES
         again = self.recipe.randomize > 0 or self.recipe.uses_windows
         matrices = [
@@ -103,11 +103,11 @@ class Worker:
         digests = [matrix.digest for matrix in matrices]
         if identity:
             self.cache.keep_note("digests", identity, digests)
-        if (found := self._all_known(keys, digests)) is not None:
-            return found, _joined(digests), True
+        if (complete := self._all_known(keys, digests)) is not None:
+            return complete, _joined(digests), True
         computed: list[str] = []
-        found = self._solve(matrices, keys, computed)
-        return found, _joined(digests), not computed
+        complete = self._solve(matrices, keys, computed)
+        return complete, _joined(digests), not computed
 
     def is_known(self, source: MatrixSource) -> bool:
         """Whether every spectrum of `source` is in the cache, told without reading a weight."""
@@ -138,16 +138,16 @@ class Worker:
 
     def _solve(self, matrices: list[HashedMatrix], keys: _Keys, computed: list[str]) -> Spectra:
         """The spectra of `matrices`; those that nobody else computed meanwhile have their keys added to `computed`."""
-        kept = partial(self._kept, computed)
+        solved = partial(self._kept, computed)
         weights, permuted, windows = [], [], []
         for matrix in matrices:
-            weights.append(kept(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
+            weights.append(solved(keys.weights(matrix.digest), partial(self._solve_one, matrix)))
         for replica in range(self.recipe.randomize):
             permuted.append(
-                [kept(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
+                [solved(keys.permuted(m.digest, replica), partial(self._permuted, m, replica)) for m in matrices]
             )
         if self.recipe.uses_windows:
-            windows = [kept(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
+            windows = [solved(keys.windows(m.digest), partial(self._windows, m)) for m in matrices]
         return _pooled(weights, permuted, windows)
 
     def _kept(self, computed: list[str], key: str, compute: Callable[[], Spectrum]) -> Spectrum:
@@ -225,8 +225,8 @@ def _pooled(weights: list[Spectrum], permuted: list[list[Spectrum]], windows: li
     return Spectra(pool(weights), tuple(map(pool, permuted)), pool(windows) if windows else None)
 
 
-def _complete(found: list[Spectrum | None]) -> TypeGuard[list[Spectrum]]:
-    return None not in found
+def _complete(spectra: list[Spectrum | None]) -> TypeGuard[list[Spectrum]]:
+    return None not in spectra
 
 
 def _joined(digests: list[str]) -> str:

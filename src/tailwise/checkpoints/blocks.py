@@ -99,8 +99,8 @@ def number_blocks(names: Iterable[str]) -> Mapping[str, int]:
     # Experts lie inside their block: hundreds of names, one place.
     short = {name: name.partition(".experts.")[0] for name in names}
     split = {name: _components(name) for name in dict.fromkeys(short.values())}
-    found = _Containers(split.values())
-    places = {name: place for name, parts in split.items() if (place := found.place(parts)) is not None}
+    containers = _Containers(split.values())
+    places = {name: place for name, parts in split.items() if (place := containers.place(parts)) is not None}
     stacks: dict[str, set[_Place]] = {}
     for stack, inside in places.values():
         stacks.setdefault(stack, set()).add(inside)

@@ -68,14 +68,14 @@ class ByAddress(Checkpoint):
     def _opened(self, name: str) -> Checkpoint:
         if self.reopen is None:
             raise UsageError("was not opened from an address", where=self.uri, fix="open it by `open_checkpoint`")
-        found = _open(self.reopen, self._address)
-        if found.identity(name) == self._identities[name]:
-            return found
+        checkpoint = _open(self.reopen, self._address)
+        if checkpoint.identity(name) == self._identities[name]:
+            return checkpoint
         _open.cache_clear()
-        found = _open(self.reopen, self._address)
-        if found.identity(name) != self._identities[name]:
+        checkpoint = _open(self.reopen, self._address)
+        if checkpoint.identity(name) != self._identities[name]:
             raise UnreadableError("has changed since it was opened", where=self.uri, fix="open it again")
-        return found
+        return checkpoint
 
 
 @lru_cache(maxsize=_OPEN)

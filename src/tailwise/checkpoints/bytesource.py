@@ -1,4 +1,4 @@
-"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) from afar."""
+"""Files as numbered bytes: read a range into a buffer, from a local disk or (in other modules) a remote one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ByteSource(ABC):
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, which tell the format; kept, since from afar each read is a round trip."""
+        """The first bytes, which tell the format; kept, since remotely each read is a round trip."""
         return self.read(0, min(self.size, 64))
 
     def identity(self) -> str | None:
@@ -110,7 +110,8 @@ class LocalFile(ByteSource):
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        # Where the interpreter ends, modules may be gone, and the system closes the file.
+        if getattr(self, "_fd", -1) >= 0 and os is not None:
             self.close()
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:
@@ -223,8 +224,8 @@ class Folder(ABC):
             source.close()
         if not isinstance(value, dict):
             raise UnreadableError(f"holds a JSON {type(value).__name__}, and an object was expected", where=source.name)
-        found: dict[str, Any] = mended(value)
-        return found
+        document: dict[str, Any] = mended(value)
+        return document
 
 
 class LocalFolder(Folder):
@@ -235,11 +236,11 @@ class LocalFolder(Folder):
         self.uri, self.revision = uri or str(self.path), revision
         try:
             with os.scandir(self.path) as entries:
-                found = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
+                kinds = {entry.name: kind for entry in entries if (kind := _is_folder(entry)) is not None}
         except OSError as error:
             raise os_error(error, str(self.path)) from error
-        self._names = frozenset(name for name, is_dir in found.items() if not is_dir)
-        self._subfolders = frozenset(found) - self._names
+        self._names = frozenset(name for name, is_dir in kinds.items() if not is_dir)
+        self._subfolders = frozenset(kinds) - self._names
 
     @override
     def names(self) -> frozenset[str]:
@@ -272,7 +273,7 @@ class LocalFolder(Folder):
 
     @override
     def stamps(self) -> dict[str, tuple[int, float | None]]:
-        found: dict[str, tuple[int, float | None]] = {}
+        stamps: dict[str, tuple[int, float | None]] = {}
         for name in self._names:
             try:
                 status = (self.path / name).stat()
@@ -280,8 +281,8 @@ class LocalFolder(Folder):
                 continue  # it went since the folder was listed, or is a link to what went
             except OSError as error:
                 raise os_error(error, str(self.path / name)) from error
-            found[name] = status.st_size, status.st_mtime
-        return found
+            stamps[name] = status.st_size, status.st_mtime
+        return stamps
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool | None:

@@ -1,4 +1,7 @@
-"""The contract between file formats and the rest: a checkpoint is named tensors that can be read in row blocks."""
+"""The contract between file formats and the rest: a checkpoint is named tensors that can be read in row blocks.
+
+Dtype codes are those of the safetensors header; torch and numpy have names of their own for them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
 
 #: Bits per element of every dtype code; the codes are those of the safetensors header. Packed formats of GGUF
 #: use `GGUF_<type>` codes, whose size is not a whole number of bits per element, and state `nbytes` themselves.
@@ -74,9 +78,12 @@ class Checkpoint(ABC):
     parts: tuple[str, ...] = ()  # what can be asked for in place of what was taken
     chosen: str = ""  # the part that was asked for
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self, 'uri', '')!r}, {len(getattr(self, 'tensors', ()))} tensors)"
+
     @abstractmethod
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: de-quantized).
+        """Rows `start:stop` of the tensor's first axis, in the stored dtype (quantized formats: dequantized).
 
         A tensor with no axis is read with `0, 1` and has shape (). Raises `UnreadableError`.
         """
@@ -222,3 +229,31 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+#: numpy's (and ml_dtypes') names that are not the code's letters with a number.
+NUMPY_NAMES = {
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "complex64": "C64",
+}
+
+
+def code_of(dtype: Any) -> str:
+    """The code of a torch or numpy dtype; its own name in capitals when the format has no code for it."""
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    return NUMPY_NAMES.get(name, name.upper())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.readings.partition import ClaimedCheckpoint, claimed
 from tailwise.checkpoints.writer import OutputLayout
 from tailwise.core.errors import UsageError
@@ -48,8 +48,8 @@ class Dequantized(Checkpoint):
 
     @override
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        found = self._inner.read_rows(name, start, stop)
-        return found.to(torch_dtype(self._code, where=name)) if self._is_code(self._inner.tensors[name]) else found
+        rows = self._inner.read_rows(name, start, stop)
+        return rows.to(torch_dtype(self._code, where=name)) if self._is_code(self._inner.tensors[name]) else rows
 
     @override
     def identity(self, name: str) -> str | None:
@@ -80,13 +80,13 @@ def dequantized(checkpoint: Checkpoint) -> Dequantized | None:
 
     `UsageError` where a part of it is in a packing that is not known.
     """
-    found = claimed(checkpoint)
-    bare = any(spec.dtype in _EIGHT_BITS for spec in found.tensors.values())
-    if not (found.is_packed or found.unsupported or bare):
+    claims = claimed(checkpoint)
+    bare = any(spec.dtype in _EIGHT_BITS for spec in claims.tensors.values())
+    if not (claims.is_packed or claims.unsupported or bare):
         return None
-    for name, why in found.unsupported.items():
-        raise UsageError(f"{name} cannot be de-quantized: {why}", where=checkpoint.uri)
-    return Dequantized(found)
+    for name, why in claims.unsupported.items():
+        raise UsageError(f"{name} cannot be dequantized: {why}", where=checkpoint.uri)
+    return Dequantized(claims)
 
 
 def _code(config: Mapping[str, Any]) -> str:

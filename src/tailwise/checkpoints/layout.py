@@ -1,15 +1,15 @@
-"""Which files of a folder are the model's weights."""
+"""Which files of a folder are the model's weights, and which names in a file: not a trainer's, not an average's."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.foreign import folder_of
-from tailwise.checkpoints.formats.distributed import METADATA
-from tailwise.checkpoints.formats.torch_pickle import is_side_file
 from tailwise.checkpoints.rank_files import (
     check_rank_folder,
     files_of_ranks,
@@ -20,6 +20,7 @@ from tailwise.checkpoints.rank_files import (
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 
+METADATA = ".metadata"  # of a checkpoint of torch.distributed
 #: Names that libraries give a model's weights, first choice first.
 _STEMS = {
     "safetensors": ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors"),
@@ -133,23 +134,23 @@ def read_index(folder: Folder, index: str) -> Weights:
 
 
 def _index(kind: str, names: frozenset[str], folder: Folder) -> str | None:
-    found = sorted(n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _SUFFIXES[kind])))
+    indexes = sorted(n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _SUFFIXES[kind])))
     for stem in _STEMS[kind]:
-        if f"{stem}.index.json" in found:
+        if f"{stem}.index.json" in indexes:
             return f"{stem}.index.json"
-    if len(found) > 1:
-        raise _which("several indexes", found, folder)
-    return found[0] if found else None
+    if len(indexes) > 1:
+        raise _which("several indexes", indexes, folder)
+    return indexes[0] if indexes else None
 
 
 def _candidates(kind: str, names: frozenset[str]) -> list[str]:
     """Files that could be the model's weights: other precisions of a file, and its publisher's copy, are left out."""
-    found = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
+    candidates = sorted(n for n in names if n.endswith(_SUFFIXES[kind]) and not is_side_file(n))
     # OpenVINO keeps the graph beside its weights, which have no names.
-    found = [name for name in found if f"{name[:-4]}.xml" not in names]
-    found = [name for name in found if not _is_variant(name, found)]
+    candidates = [name for name in candidates if f"{name[:-4]}.xml" not in names]
+    candidates = [name for name in candidates if not _is_variant(name, candidates)]
     # Mistral's folders hold the model twice, the second time in the publisher's own naming.
-    return [n for n in found if not n.startswith("consolidated")] or found
+    return [n for n in candidates if not n.startswith("consolidated")] or candidates
 
 
 def _beside(kind: str, names: frozenset[str], files: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,18 +158,18 @@ def _beside(kind: str, names: frozenset[str], files: tuple[str, ...]) -> tuple[s
 
 
 def _files(kind: str, names: frozenset[str], folder: Folder) -> tuple[str, ...]:
-    found = _candidates(kind, names)
-    if found and rank_files(found).keys() == {*found}:
-        return files_of_ranks(found, names, folder.uri) or tuple(found)
-    shards = [name for name in found if _SHARD.fullmatch(name)]
+    files = _candidates(kind, names)
+    if files and rank_files(files).keys() == {*files}:
+        return files_of_ranks(files, names, folder.uri) or tuple(files)
+    shards = [name for name in files if _SHARD.fullmatch(name)]
     if shards:
         return _whole_shards(shards, folder)
-    if len(found) < 2 or (kind == "safetensors" and _is_numbered(found)):
-        return tuple(found)
+    if len(files) < 2 or (kind == "safetensors" and _is_numbered(files)):
+        return tuple(files)
     for stem in _STEMS[kind]:
-        if stem in found:
+        if stem in files:
             return (stem,)
-    raise _which("several models", found, folder)
+    raise _which("several models", files, folder)
 
 
 def _is_numbered(names: list[str]) -> bool:
@@ -222,21 +223,19 @@ def _check_all(files: Iterable[str], folder: Folder, what: str) -> None:
 def _which(what: str, names: list[str], folder: Folder) -> UsageError:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     base = folder.uri.rstrip("/")
-    return UsageError(
-        f"the folder holds {what}: {listed}",
-        where=folder.uri,
-        fix=f"give one of them, as in {base}/{names[0]}",
-    )
+    fix = f"give one of them, as in {base}/{names[0]}"
+    return UsageError(f"the folder holds {what}: {listed}", where=folder.uri, fix=fix)
 
 
 def _nothing(folder: Folder) -> UnreadableError | UsageError:
     subfolders = sorted(folder.subfolders())
     training = [name for name in subfolders if _TRAINING.fullmatch(name)]
     if training:
+        one = f"{folder.uri.rstrip('/')}/{training[-1]}"
         return UsageError(
             f"holds training checkpoints and no final model: {', '.join(training)}",
             where=folder.uri,
-            fix=f"give one of them, as in {folder.uri.rstrip('/')}/{training[-1]}; or audit all with --all-checkpoints",
+            fix=f"give one of them, as in {one}; or audit all: `tailwise audit FOLDER --all-checkpoints`",
         )
     if "model_index.json" in folder.names():
         return UsageError(
@@ -253,3 +252,47 @@ def _nothing(folder: Folder) -> UnreadableError | UsageError:
     return UnreadableError(
         f"{what}: looked for {looked} and their index.json{inside}", where=folder.uri, fix="check the path"
     )
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
+    stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
+    starts = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
+    return "_optim_states" in stem or stem.startswith(starts)
+
+
+_AVERAGE = re.compile(
+    r"(?:\w+_)?ema(?:_\w+)?|(?:model|module|params|weights|net|state_dict)?_?averaged?(?:_(?:model|weights|params))?"
+    r"|swa_(?:model|state_dict)|shadow(?:_params)?"
+)
+#: The moving average of a network → the network, where both are there.
+_FOLLOWERS = {"teacher": "student", "target_encoder": "encoder", "key_encoder": "query_encoder"}
+_ALIKE = 0.5  # of an average's names that the weights must match before the flat prefix of another word counts
+
+
+def is_average(key: str, beside: Collection[str]) -> bool:
+    """Whether `key` names averaged weights (`model_ema`, `g_ema`, `params_ema`), given the keys beside it."""
+    return _AVERAGE.fullmatch(key) is not None or _FOLLOWERS.get(key) in beside
+
+
+def averaged_prefixes(names: Iterable[str]) -> list[str]:
+    """First segments of flat names that hold averaged weights of what stands beside them.
+
+    `model_ema.…` of CompVis' diffusion models is one, beside `model.…`.
+    """
+    names = list(names)
+    sizes = Counter(name.partition(".")[0] for name in names if "." in name)
+    prefixes = [key for key in sizes if key and _AVERAGE.fullmatch(key)]
+    prefixes += [key for key, of in _FOLLOWERS.items() if key in sizes and _alike(names, key, of)]
+    plain = len(names) - sum(sizes[key] for key in prefixes)
+    return [key for key in prefixes if plain >= _ALIKE * sizes[key]]
+
+
+def _alike(names: Iterable[str], average: str, weights: str) -> bool:
+    """Whether the names below one prefix are, half of them or more, those below the other."""
+    below: dict[str, set[str]] = {average: set(), weights: set()}
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first in below:
+            below[first].add(rest)
+    return len(below[average] & below[weights]) >= _ALIKE * len(below[average])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from tailwise.checkpoints.readings.claim import Codec
 from tailwise.checkpoints.readings.partition import VERSIONS, ClaimedCheckpoint, claimed, made_by
 from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.checkpoints.views import TensorView, ViewMatrix, WeightMatrix, reads_by_rows
+from tailwise.core.uncollected import without_collections
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
@@ -93,23 +92,11 @@ def group(checkpoint: Checkpoint, *, conv: str, min_evals: int) -> tuple[list[Ma
     eigenvalues are listed as TOO_SMALL. Of a weight that is made of several tensors, the main one stands for the matrix
     and its scales, zeros and indices are listed as part of it.
     """
-    with _without_collections():
+    with without_collections():
         plan = _Grouping(claimed(checkpoint), conv, min_evals)
         for name in plan.checkpoint.stored:
             plan.take(name)
         return plan.found, plan.rest
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """The garbage collector looks at every object again and again while many are made, and here none is garbage."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def load(source: MatrixSource, checkpoint: Checkpoint) -> list[WeightMatrix]:
@@ -141,11 +128,11 @@ class _Grouping:
         groups: dict[str, list[str]] = {}
         for name, other in first.items():
             groups.setdefault(_root(other, first), []).append(name)
-        found: dict[str, str] = {}
+        representatives: dict[str, str] = {}
         for root, names in groups.items():
             chosen = min((root, *names), key=lambda name: self._roles.get(name) not in EMBEDDINGS)
-            found.update({name: chosen for name in (root, *names) if name != chosen})
-        return found
+            representatives.update({name: chosen for name in (root, *names) if name != chosen})
+        return representatives
 
     def take(self, stored: str) -> None:
         """Account for one stored tensor."""

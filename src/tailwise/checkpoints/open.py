@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
-from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.bytesource import ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.formats.common import TensorStore
@@ -26,11 +25,20 @@ from tailwise.checkpoints.formats.onnx import OnnxCheckpoint
 from tailwise.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from tailwise.checkpoints.formats.torch_pickle import TorchCheckpoint
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
-from tailwise.checkpoints.layout import Weights, find_weights, modules_beside, one_file, read_index, siblings
+from tailwise.checkpoints.layout import (
+    Weights,
+    averaged_prefixes,
+    find_weights,
+    modules_beside,
+    one_file,
+    read_index,
+    siblings,
+)
 from tailwise.checkpoints.remote import RemoteFile, RemoteFolder, remote_info
 from tailwise.checkpoints.sniff import sniff
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import filesystem
+from tailwise.core.validation import checked
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +58,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|memory:|[a-z0-9+]+::")
 _FILE_SUFFIX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|keras|h5|npz|npy|json|pkl)$")
 
 
+@checked
 def open_checkpoint(
     uri: str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any] | Any,
     *,
@@ -252,7 +261,7 @@ def _kinds(sources: Sequence[ByteSource]) -> set[str]:
     """The formats of some files."""
     if all(source.local for source in sources):
         return {sniff(source) for source in sources}
-    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # from afar each file is a round trip
+    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # remote, each file is a round trip
         return set(pool.map(sniff, sources))
 
 

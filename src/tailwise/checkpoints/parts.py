@@ -85,8 +85,8 @@ def parts_of(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     if len(spec.shape) == 3 and _is_attention_by_head(spec, role):
         view = whole(spec.name, spec.shape)
         return [Part("", role, "dense", (view,), input_axis=int(role == "attn_o"))]
-    if len(spec.shape) == 3 and (found := _stack(spec, role, hints)):
-        return found
+    if len(spec.shape) == 3 and (parts := _stack(spec, role, hints)):
+        return parts
     if len(spec.shape) == 5 and spec.shape[0] == 1 and spec.shape[2] > 8 >= spec.shape[3] == spec.shape[4]:
         # StyleGAN's modulated convolutions have a leading axis for the batch.
         return [Part("", role, "conv", (whole(spec.name, spec.shape[1:]),), reading="kernel")]
@@ -116,9 +116,9 @@ def _stack(spec: TensorSpec, role: str, hints: Hints) -> list[Part]:
     role = "other" if role == "conv" else role  # which is what three axes are called whose name is not known
     dims = hints.dims(spec.name)
     kind = "expert" if expert else "dense"
-    found = split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
+    parts = split_stack(spec.name, (E, A, B), role, dims, kind=kind, note=note)
     # Of matrices that are all too small one says so; a million of them would take far more room than the file.
-    return list(islice(found, 1 if min(A, B) < hints.smallest else None))
+    return list(islice(parts, 1 if min(A, B) < hints.smallest else None))
 
 
 def _parts_of_matrix(view: TensorView, role: str, hints: Hints) -> list[Part]:
@@ -130,8 +130,8 @@ def _parts_of_matrix(view: TensorView, role: str, hints: Hints) -> list[Part]:
         return split_qkv(view, dims, in_out=in_out)
     if role in EMBEDDINGS:
         return [Part("", role, "dense", (view,), input_axis=int(_is_linear(view, hints)))]
-    if not in_out and (found := _several(view, role, dims, hints)):
-        return found
+    if not in_out and (parts := _several(view, role, dims, hints)):
+        return parts
     return _feed_forward(view, role, dims, hints, in_out=in_out)
 
 
@@ -174,8 +174,8 @@ def _several(view: TensorView, role: str, dims: Dims, hints: Hints) -> list[Part
 
 def _holds_output_gate(view: TensorView, dims: Dims, config: Mapping[str, Any]) -> bool:
     text = config.get("text_config")
-    said = {**config, **(text if isinstance(text, Mapping) else {})}
-    gated = said.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
+    settings = {**config, **(text if isinstance(text, Mapping) else {})}
+    gated = settings.get("attn_output_gate", dims.model_type in _GATED_QUERIES)
     return bool(gated and dims.heads and dims.head_dim and view.n_rows == 2 * dims.heads * dims.head_dim)
 
 
@@ -241,10 +241,10 @@ def _is_linear(view: TensorView, hints: Hints) -> bool:
 def _has_inputs_first(view: TensorView, role: str, hints: Hints) -> bool:
     if role == "attn_qkv" and view.n_cols == 3 * view.n_rows and hints.kind_of(view.tensor) in (None, "Module"):
         return True  # GPT-2's `Conv1D` in other code too: the fused projection is d × 3d
-    found = has_inputs_first(
+    first = has_inputs_first(
         view.tensor, view.shape, kind=hints.kind_of(view.tensor), tensors=hints.tensors, config=hints.config
     )
-    return found and role not in EMBEDDINGS
+    return first and role not in EMBEDDINGS
 
 
 def _holds_gate_too(view: TensorView, dims: Dims) -> bool:

@@ -68,7 +68,7 @@ def rank_of(name: str) -> RankFile | None:
 
 def rank_files(names: Iterable[str]) -> dict[str, RankFile]:
     """Those of `names` that a rank wrote."""
-    return {name: found for name in sorted(names) if (found := rank_of(name)) is not None}
+    return {name: rank for name in sorted(names) if (rank := rank_of(name)) is not None}
 
 
 def files_of_ranks(chosen: Collection[str], names: Collection[str], uri: str) -> tuple[str, ...] | None:
@@ -76,24 +76,24 @@ def files_of_ranks(chosen: Collection[str], names: Collection[str], uri: str) ->
 
     `names` are all files of the folder. `UnreadableError` where one rank's part would be read as a model.
     """
-    found = rank_files(chosen)
-    if not found:
+    by_name = rank_files(chosen)
+    if not by_name:
         return None
-    if any(not item.fix for item in found.values()):
+    if any(not item.fix for item in by_name.values()):
         return _consolidated(names, uri)
     experts = {name: item for name, item in rank_files(names).items() if item.fix == _EXPERTS}
-    if experts and any(item.fix in (_EXPERTS, _UNIVERSAL) for item in found.values()):
+    if experts and any(item.fix in (_EXPERTS, _UNIVERSAL) for item in by_name.values()):
         listed = ", ".join(list(experts)[:4])
         raise UnreadableError(f"belongs to a DeepSpeed model whose experts lie in {len(experts)} files: {listed}",
                               where=uri, fix=_EXPERTS)  # fmt: skip
-    beside = {name: item for name, item in rank_files(names).items() if item.fix in {i.fix for i in found.values()}}
+    beside = {name: item for name, item in rank_files(names).items() if item.fix in {i.fix for i in by_name.values()}}
     ranks = {item.rank for item in beside.values()}
-    if len(ranks) < 2 and all(item.whole for item in found.values()):
+    if len(ranks) < 2 and all(item.whole for item in by_name.values()):
         return None
-    one = next(iter(found.values()))
+    one = next(iter(by_name.values()))
     count = one.ranks or len(ranks)
-    what = f"is one rank's part of a model (rank {one.rank} of {count})" if len(found) == 1 else (
-        f"holds one model in {len(found)} parts, which cannot be joined here: {', '.join(list(found)[:4])}"
+    what = f"is one rank's part of a model (rank {one.rank} of {count})" if len(by_name) == 1 else (
+        f"holds one model in {len(by_name)} parts, which cannot be joined here: {', '.join(list(by_name)[:4])}"
     )  # fmt: skip
     raise UnreadableError(what, where=uri, fix=one.fix)
 

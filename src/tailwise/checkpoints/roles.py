@@ -380,15 +380,15 @@ def _role(stem: str, flat: bool, kernel: bool, family: str) -> str:
         return "bias"
     if _NORM.search(stem):
         return "norm"
-    said, role = stem, _look_up(stem, family)
-    while role is None and (shorter := _SAYS_NOTHING.sub("", said)) != said and _still_says(shorter, said):
-        said, role = shorter, _look_up(shorter, family)
+    name, role = stem, _look_up(stem, family)
+    while role is None and (shorter := _SAYS_NOTHING.sub("", name)) != name and _still_says(shorter, name):
+        name, role = shorter, _look_up(shorter, family)
     if role is None:
         return "conv" if kernel else "other"
     if role.startswith("mlp_"):
-        family_of = "shared_" if _SHARED.search(said) else "expert_" if _EXPERT.search(said) else "mlp_"
+        family_of = "shared_" if _SHARED.search(name) else "expert_" if _EXPERT.search(name) else "mlp_"
         return role.replace("mlp_", family_of)
-    return _by_axes(role, said, flat=flat, kernel=kernel)
+    return _by_axes(role, name, flat=flat, kernel=kernel)
 
 
 def _still_says(shorter: str, stem: str) -> bool:

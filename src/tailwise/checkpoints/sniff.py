@@ -190,12 +190,12 @@ def _load_json(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    document = dict(pairs)
+    if len(document) != len(pairs):
         seen: set[str] = set()
         name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {_short(name)} appears twice")
-    return found
+    return document
 
 
 def _metadata(raw: Any, where: str) -> dict[str, str]:

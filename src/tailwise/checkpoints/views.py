@@ -101,10 +101,10 @@ class ViewMatrix:
         """The low-rank factors of a LoRA update (reads them), cut to the view's rows and columns."""
         import torch
 
-        found = self.checkpoint.factors(self.view.tensor)
-        if found is None or self.view.permute is not None:
+        pair = self.checkpoint.factors(self.view.tensor)
+        if pair is None or self.view.permute is not None:
             return None
-        left, right = found
+        left, right = pair
         if (left.shape[0], right.shape[1]) != self.view.shape:
             return None
         start, stop, step = self.view.cols

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tailwise.checkpoints.averages import averaged_prefixes
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.layout import Weights, find_weights, read_index
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
+from tailwise.checkpoints.copied_settings import _not_of, copy_settings
+from tailwise.checkpoints.layout import Weights, averaged_prefixes, find_weights, read_index
 from tailwise.checkpoints.open import _locate
 from tailwise.checkpoints.sniff import read_header
 from tailwise.core.errors import UnreadableError, UsageError
-from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
     import torch
 
 #: Of a checkpoint that is converted; one that is safetensors already keeps its shards.
 _SHARD_BYTES = 5 << 30
-#: Larger files beside the weights are no settings, and stay behind.
-_SMALL = 64 << 20
-_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".index.json",
-    ".pkl", ".npz",
-)  # fmt: skip
-#: What is written anew for each model, or states facts of other weights.
-_OWN = ("README.md", "tailwise_recovery.json")
-#: The one folder that tokenizers of transformers read.
-_TEMPLATES = "additional_chat_templates"
 _PIECE = 1 << 24
 
 Change = Callable[[str], "torch.Tensor | None"]  # stored name → what takes its place, or None
@@ -87,9 +73,9 @@ def layout_of(checkpoint: Checkpoint, uri: str | os.PathLike[str], revision: str
         names = sorted(name for name in folder.names() if name.endswith(".safetensors.index.json"))
         preferred = [name for name in names if name == "model.safetensors.index.json"]
         index = (preferred or names)[0]
-    facts = folder.json(index).get("metadata", {}) if index is not None else {}
+    metadata = folder.json(index).get("metadata", {}) if index is not None else {}
     shards = _without_averages(tuple(_shard(folder, name) for name in weights.files))
-    return OutputLayout(folder, shards, index, facts if isinstance(facts, Mapping) else {})
+    return OutputLayout(folder, shards, index, metadata if isinstance(metadata, Mapping) else {})
 
 
 def _check_config(folder: Folder) -> None:
@@ -163,24 +149,24 @@ def write_index(layout: OutputLayout, target: Path) -> None:
     """Write the index file that says which shard holds which tensor."""
     assert layout.index is not None  # noqa: S101 - the caller has looked
     names = {spec.name: shard.name for shard in layout.shards for spec in shard.specs}
-    facts = {**layout.facts, "total_size": layout.nbytes}
-    text = json.dumps({"metadata": facts, "weight_map": dict(sorted(names.items()))}, indent=2)
+    metadata = {**layout.facts, "total_size": layout.nbytes}
+    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(names.items()))}, indent=2)
     (target / layout.index).write_text(text + "\n", encoding="utf-8")
 
 
 def tensors_of(checkpoint: Checkpoint, name: str, change: Change) -> Iterable[torch.Tensor]:
     """What a tensor is written as, in pieces: as `change` has it, else as it is stored."""
-    found = change(name)
-    if found is not None:
-        _check(found, checkpoint.tensors[name])
-        return (found,)
+    changed = change(name)
+    if changed is not None:
+        _check(changed, checkpoint.tensors[name])
+        return (changed,)
     return pieces(checkpoint, name)
 
 
-def _check(found: torch.Tensor, spec: TensorSpec) -> None:
-    if tuple(found.shape) != spec.shape or code_of(found.dtype) != spec.dtype:
-        kept = f"{spec.dtype} of shape {list(spec.shape)}"
-        raise UsageError(f"{spec.name} would become {found.dtype} of shape {list(found.shape)}, and was {kept}")
+def _check(tensor: torch.Tensor, spec: TensorSpec) -> None:
+    if tuple(tensor.shape) != spec.shape or code_of(tensor.dtype) != spec.dtype:
+        wanted = f"{spec.dtype} of shape {list(spec.shape)}"
+        raise UsageError(f"{spec.name} would become {tensor.dtype} of shape {list(tensor.shape)}, and was {wanted}")
 
 
 def pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
@@ -226,83 +212,3 @@ def _write(file: BinaryIO, piece: torch.Tensor) -> None:
     flat = piece.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
         file.write(flat.view(torch.uint8).numpy().data)
-
-
-def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
-    """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
-    folder = layout.folder
-    for name in sorted(folder.names()):
-        hidden = PurePosixPath(name).name.startswith(".")
-        if hidden or "/" in name or name.endswith(_WEIGHTS) or name in _OWN:
-            continue
-        stays = None if not isinstance(folder, LocalFolder) else _not_of(folder.path, folder.path / name)
-        if stays is not None:
-            yield f"{name} was left behind: {stays}"
-            continue
-        source = folder.source(name)
-        try:
-            if source.size > _SMALL:
-                yield f"{name} was left behind: {source.size / 1e6:.0f} MB is more than settings take"
-            else:
-                (target / name).write_bytes(source.read(0, source.size) if source.size else b"")
-        finally:
-            source.close()
-    yield from _copy_templates(folder, target)
-    config = target / "config.json"
-    if layout.left_out and config.is_file():
-        found = json_of(config.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in found.items() if name not in layout.left_out}
-        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-def _not_of(root: Path, path: Path) -> str | None:
-    """Why a file is not copied with a model's folder: it is no file, or a link to what is not the model's.
-
-    A link may lead to another place in the folder, or where the Hub's cache keeps the files of its snapshots: a
-    folder `blobs` beside the folder of `snapshots`.
-    """
-    try:
-        real, home = path.resolve(strict=True), root.resolve()
-        mode = path.stat().st_mode
-    except (OSError, RuntimeError):
-        return "it is a link that leads nowhere"
-    if not stat.S_ISREG(mode):
-        return "it is no file"
-    homes = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
-    if not any(real.is_relative_to(place) for place in homes):
-        return "it is a link to a file outside the model's folder"
-    return None
-
-
-def _copy_inside(root: Path, folder: Path, target: Path) -> Iterator[str]:
-    """Copy the files directly in a folder of templates; a note on each that is not the model's."""
-    if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
-        yield f"{folder.name} was left behind: it is a link to a folder outside the model's"
-        return
-    target.mkdir()
-    for path in sorted(folder.iterdir()):
-        why = _not_of(root, path)
-        if why is None:
-            shutil.copyfile(path, target / path.name)
-        else:
-            yield f"{folder.name}/{path.name} was left behind: {why}"
-
-
-def _modules_of(root: Path) -> set[str]:
-    """Folders of the layers behind the transformer (pooling, a projection), as sentence-transformers lists them."""
-    try:
-        found = json_of((root / "modules.json").read_text(encoding="utf-8"))
-        return {str(module["path"]) for module in found if module["path"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _copy_templates(folder: Folder, target: Path) -> Iterator[str]:
-    """Copy the folder of chat templates, and what sentence-transformers lists as parts; a note on the others."""
-    left = {name for name in folder.subfolders() if not name.startswith(".")}
-    if isinstance(folder, LocalFolder):
-        for name in sorted(left & {_TEMPLATES, *_modules_of(folder.path)}):
-            left.remove(name)
-            yield from _copy_inside(folder.path, folder.path / name, target / name)
-    if left:
-        yield f"folders were left behind: {', '.join(sorted(left))}"

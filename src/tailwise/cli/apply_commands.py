@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Json
-from tailwise.cli.plan_made import Option, command
-from tailwise.cli.progress import shown
+from tailwise.cli.progress_bar import counted, now_and_then, shown
+from tailwise.cli.shared_options import Begin, Bos, Compute, Json, Option, command
 
 if TYPE_CHECKING:
     from tailwise.compression.recovery.recovered import Recovered
@@ -25,15 +24,6 @@ _CAL, _RUN, _OUT, _SMALL = "Calibration", "How to run", "Output", "Smaller model
 #: Options that `ApplyOptions` has by the same name.
 _TOLD = ("samples", "window", "seed", "device", "batch", "force", "save_masks", "equal_widths", "multiple", "factored",
          "packed", "dequantize", "executor", "workers")  # fmt: skip
-
-
-class Compute(StrEnum):
-    """What the model computes in while it is calibrated."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 OF_APPLY = (
@@ -52,7 +42,7 @@ OF_APPLY = (
     Option("window", int, 512, "Tokens in a window.", panel=_CAL, least=2),
     Option("seed", int, 0, "Of the draw.", panel=_CAL),
     Option("bos", Bos, Begin.auto, panel=_CAL),
-    Option("dtype", Compute, Compute.auto, "auto: as stored, but float32 on a CPU.", panel=_RUN),
+    Option("dtype", Compute, "auto", "auto: as stored, but float32 on a CPU.", panel=_RUN),
     Option("device", str, "cpu", "cpu, cuda, cuda:0.", panel=_RUN),
     Option("batch", int, 8, "Windows at once.", panel=_RUN, least=1),
     Option("executor", str, "local",
@@ -71,8 +61,8 @@ OF_APPLY = (
            ("--factored",), _SMALL),
     Option("packed", str | None, None,
            "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
-           "(llama.cpp), in place of real numbers. A GGUF file with a plan of llama.cpp's formats stays one anyway.",
-           panel=_OUT, metavar="LAYOUT"),
+           "(llama.cpp), in place of dequantized floats. A GGUF file with a plan of llama.cpp's formats stays one "
+           "anyway.", panel=_OUT, metavar="LAYOUT"),
     Option("dequantize", bool, False,
            "{blind_quantizers}: read a model that is quantized already as the values that it decodes to.",
            ("--dequantize",), _RUN),
@@ -90,13 +80,13 @@ def _apply(**given: Any) -> None:
         calibration=list(given["calibration"] or ()) or None,
         images=list(given["images"] or ()) or None,
         bos=given["bos"].value,
-        dtype=given["dtype"].value,
+        dtype=given["dtype"],
         resume=not given["fresh"],
         **told,
     )
-    with _bar() as show:
-        found = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
-    _deliver(found, given["as_json"])
+    with counted() as show:
+        applied = apply_plan(Plan.load(given["plan"]), given["model"], given["output"], options=options, progress=show)
+    _deliver(applied, given["as_json"])
 
 
 apply = command(
@@ -113,64 +103,45 @@ apply = command(
 )
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each thing that is done; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done)
-
-        yield show
-
-
-def _deliver(found: Applied, as_json: bool) -> None:
+def _deliver(applied: Applied, as_json: bool) -> None:
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(applied.to_json(), indent=1) + "\n")
     else:
-        screen.print(_table(found))
+        screen.print(_table(applied))
     screen.print(
-        f"{_reached(found)} ({len(found.tensors)} tensors, {found.seconds:.1f} s)", markup=False, soft_wrap=True
+        f"{_reached(applied)} ({len(applied.tensors)} tensors, {applied.seconds:.1f} s)", markup=False, soft_wrap=True
     )
-    if found.sizes is not None:
-        screen.print(f"weights: {found.sizes[0]:,} bytes before, {found.sizes[1]:,} now", markup=False)
-    if found.resumed:
-        screen.print(f"{found.resumed} blocks or shards were finished before", markup=False)
-    for note in found.notes:
+    if applied.sizes is not None:
+        screen.print(f"weights: {applied.sizes[0]:,} bytes before, {applied.sizes[1]:,} now", markup=False)
+    if applied.resumed:
+        screen.print(f"{applied.resumed} blocks or shards were finished before", markup=False)
+    for note in applied.notes:
         screen.print(note, style="yellow", markup=False, soft_wrap=True)
-    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+    screen.print(f"written to {applied.output}", markup=False, soft_wrap=True)
 
 
-def _reached(found: Applied) -> str:
-    if found.in_bits:
-        bits = f"{found.reached:.4f} bits per weight of the planned parameters, asked for: {found.asked:.4f}"
-        return bits if found.pruned is None else f"{_reached(found.pruned)}; then {bits}"
-    ranks = any(item.rank is not None for item in found.tensors)
-    went = "gone" if found.smaller else "saved by low rank" if ranks else "zero"
-    return f"{found.reached:.4%} of the planned parameters are {went}, asked for: {found.asked:.4%}"
+def _reached(applied: Applied) -> str:
+    if applied.in_bits:
+        bits = f"{applied.reached:.4f} bits per weight of the planned parameters, asked for: {applied.asked:.4f}"
+        return bits if applied.pruned is None else f"{_reached(applied.pruned)}; then {bits}"
+    ranks = any(item.rank is not None for item in applied.tensors)
+    went = "gone" if applied.smaller else "saved by low rank" if ranks else "zero"
+    return f"{applied.reached:.4%} of the planned parameters are {went}, asked for: {applied.asked:.4%}"
 
 
-def _table(found: Applied, most: int = 12) -> Grid:
+def _table(applied: Applied, most: int = 12) -> Grid:
     """The tensors that are farthest from what was asked."""
     from tailwise.compression.applying.card import how_in_words
     from tailwise.report.grid import Grid
 
-    ranked = sorted(found.tensors, key=lambda item: -abs(item.reached - item.asked))
+    ranked = sorted(applied.tensors, key=lambda item: -abs(item.reached - item.asked))
     lines = [(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item)) for item in ranked[:most]]
     if len(ranked) > most:
         lines.append((f"… and {len(ranked) - most} that are nearer to it", "", "", ""))
-    heads = ("tensor", "asked", "reached", "how")
+    heads = ("tensor", "requested", "achieved", "how")
     return Grid(heads, lines, words=(0, 3), wrapping=range(len(heads)), overflow="fold")
 
 
@@ -214,7 +185,17 @@ def recover(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the draws; the same steps then give the same.", rich_help_panel=_HOW)
     ] = 0,
-    budget: Annotated[str, typer.Option(help="Longest training: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)] = "5m",
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="What all of it may take: 90s, 5m, 1h.", rich_help_panel=_RECOVERY)
+    ] = "5m",
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The dense model, trained as long beside it: tells adaptation to the text from recovery.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RECOVERY)] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace the output.", rich_help_panel=_OUT_RECOVERED)] = False,
     as_json: Json = False,
@@ -224,6 +205,7 @@ def recover(
     Prints its perplexity before and after on text that the training did not see. The best state is kept, chosen on
     yet other text; where none is better than the pruned model, nothing is written.
     """
+    began = time.monotonic()  # before the libraries are read, which takes seconds of the budget
     from tailwise.compression.recovery.recover import RecoverOptions
     from tailwise.compression.recovery.recover import recover as recover_model
     from tailwise.compression.trying.planned import seconds_of
@@ -240,68 +222,78 @@ def recover(
         seconds=seconds_of(budget),
         device=device,
         force=force,
+        control=control,
     )
     with _training_bar() as say:
-        found = recover_model(model, list(text), output, options=options, say=say)
-    _deliver_recovered(found, as_json)
+        recovered = recover_model(model, list(text), output, options=options, say=say, began=began)
+    _deliver_recovered(recovered, as_json)
 
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr; it leaves nothing behind."""
+    """A bar on stderr that leaves nothing behind; where that is no terminal, a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar):
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
         task = bar.add_task("training", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+        def say(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+            line(what, share)
+
+        yield say
 
 
-def _deliver_recovered(found: Recovered, as_json: bool) -> None:
+def _deliver_recovered(recovered: Recovered, as_json: bool) -> None:
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(recovered.to_json(), indent=1) + "\n")
     else:
-        screen.print(_recovered_table(found))
-    for line in _lines(found):
+        screen.print(_recovered_table(recovered))
+    for line in _lines(recovered):
         screen.print(line, markup=False, soft_wrap=True)
-    for note in found.notes:
+    for note in recovered.notes:
         screen.print(note, style="yellow", markup=False, soft_wrap=True)
-    screen.print(f"written to {found.output}", markup=False, soft_wrap=True)
+    screen.print(f"written to {recovered.output}", markup=False, soft_wrap=True)
 
 
-def _recovered_table(found: Recovered) -> Grid:
+def _recovered_table(recovered: Recovered) -> Grid:
     from tailwise.compression.recovery.recovered import perplexity_words
     from tailwise.report.grid import Grid
 
-    quality = "accuracy ± standard error" if found.after.tasks else "perplexity, 95 %"
-    lines = [("before", perplexity_words(found.before), f"{found.sparsity[0]:.2%}")]
-    if found.unmerged is not None:
-        lines.append(("adapter, not merged", perplexity_words(found.unmerged), ""))
-    zeros = f"{found.sparsity[1]:.2%}" if found.method != "lora" else "of the model beside it, as before"
-    lines.append(("after", perplexity_words(found.after), zeros))
+    quality = "accuracy ± standard error" if recovered.after.tasks else "perplexity, 95 %"
+    lines = [("before", perplexity_words(recovered.before), f"{recovered.sparsity[0]:.2%}")]
+    if recovered.unmerged is not None:
+        lines.append(("adapter, not merged", perplexity_words(recovered.unmerged), ""))
+    zeros = f"{recovered.sparsity[1]:.2%}" if recovered.method != "lora" else "of the model beside it, as before"
+    lines.append(("after", perplexity_words(recovered.after), zeros))
+    if recovered.control is not None:
+        lines.append(("control", perplexity_words(recovered.control.comparison.base), ""))
+        lines.append(("control, trained as long", perplexity_words(recovered.control.comparison.model), ""))
     return Grid(("", quality, "zeros in the blocks"), lines, wrapping=range(3))
 
 
-def _lines(found: Recovered) -> Iterator[str]:
-    change = found.comparison.perplexity
+def _lines(recovered: Recovered) -> Iterator[str]:
+    change = recovered.comparison.perplexity
     if change is not None and change.change is not None:
         around = "" if change.interval is None else " [{:+.4f}, {:+.4f}]".format(*change.interval)
         p = "" if change.p is None else f", p = {change.p:.2g}"
         yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
-    for task in found.comparison.tasks:
+    for task in recovered.comparison.tasks:
         around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)
         moved = "–" if task.change is None else f"{task.change:+.4f}"
         yield f"{task.name}: {moved}{around}: {task.verdict}, over {task.n} images"
-    if found.cost_of_merging is not None:
-        yield f"of that, merging with the zeros put back costs {found.cost_of_merging:+.4f} nats a token"
-    training = found.training
-    unit = "an image" if found.after.tasks else "a token"
+    if recovered.cost_of_merging is not None:
+        yield f"of that, merging with the zeros put back costs {recovered.cost_of_merging:+.4f} nats a token"
+    yield from () if recovered.control is None else recovered.control.words()
+    training = recovered.training
+    unit = "an image" if recovered.after.tasks else "a token"
     yield (
         f"best at step {training.best_step} of {training.steps}, by the guard windows: {training.start_loss:.4f} to "
         f"{training.best_loss:.4f} nats {unit} ({training.ended}, {training.seconds:.0f} s)"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Json
+from tailwise.cli.shared_options import Json
 from tailwise.cli.store_options import Store
 from tailwise.core.errors import UnreachableError, UsageError
 
@@ -79,18 +79,18 @@ def ask(
         typer.echo(system_prompt(workspace, screen))
         return
     endpoint = None if offline else _endpoint(base_url, model, api_key_env)
-    found = answer(question, workspace, screen) if endpoint is None else _talked(
+    reply = answer(question, workspace, screen) if endpoint is None else _talked(
         question, (workspace, screen), endpoint, quiet=as_json
     )  # fmt: skip
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json.dumps(reply.to_json(), ensure_ascii=False, indent=1) + "\n")
         return
     if endpoint is None:
         from tailwise.app.assistant.markdown import plain
 
-        typer.echo(plain(found.text))
-    if found.unverified:
-        typer.echo(f"tailwise: in no result: {', '.join(found.unverified)}", err=True)
+        typer.echo(plain(reply.text))
+    if reply.unverified:
+        typer.echo(f"tailwise: in no result: {', '.join(reply.unverified)}", err=True)
 
 
 def _screen(workspace: Workspace, layer: str | None, run: str | None) -> ShownPage:
@@ -107,10 +107,10 @@ def _screen(workspace: Workspace, layer: str | None, run: str | None) -> ShownPa
 def _endpoint(base_url: str | None, model: str | None, api_key_env: str | None) -> Endpoint | None:
     from tailwise.app.assistant.endpoint import Endpoint
 
-    found = Endpoint.from_environment(base_url=base_url, model=model, api_key_env=api_key_env)
-    if found is None and (model or api_key_env):
+    endpoint = Endpoint.from_environment(base_url=base_url, model=model, api_key_env=api_key_env)
+    if endpoint is None and (model or api_key_env):
         raise UsageError("no endpoint is given", fix="add --base-url, such as http://127.0.0.1:8000/v1")
-    return found
+    return endpoint
 
 
 def _talked(question: str, about: tuple[Workspace, ShownPage], endpoint: Endpoint, *, quiet: bool) -> Answer:

@@ -42,10 +42,10 @@ def _audits_in(given: str) -> list[str | Path]:
     folder = Path(given)
     if not folder.is_dir() or (folder / "provenance.json").exists():
         return [given]
-    found = sorted(folder.rglob("*.audit"))
-    if not found:
+    audits = sorted(folder.rglob("*.audit"))
+    if not audits:
         raise UsageError("holds no audits", where=given, fix="audit models into it, or sweep with -o")
-    return list(found)
+    return list(audits)
 
 
 @app.command()
@@ -57,10 +57,10 @@ def show(
 
     from tailwise.judging.diagnosis.atlas import default, load
 
-    found = load(atlas) if atlas else default()
-    roles: Counter[str] = Counter(cell[1] for one in found.members for cell in one.cells
+    shown = load(atlas) if atlas else default()
+    roles: Counter[str] = Counter(cell[1] for one in shown.members for cell in one.cells
                                   if cell[0] == "role" and len(cell) == 2)  # fmt: skip
-    typer.echo(f"{len(found)} models")
-    for one in found.members:
+    typer.echo(f"{len(shown)} models")
+    for one in shown.members:
         typer.echo(f"  {one.name}")
     typer.echo("models by role: " + ", ".join(f"{role} {count}" for role, count in roles.most_common()))

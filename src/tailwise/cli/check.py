@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers
-from tailwise.cli.compare_commands import check_text_target, is_audit, read_all
+from tailwise.cli.audit_inputs import check_text_target, is_audit, read_all
+from tailwise.cli.shared_options import Device, Json, Workers
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 
@@ -70,11 +70,11 @@ def check(
     files = {"junit": junit, "sarif": sarif, "markdown": markdown, "model_card": model_card, "badge": badge}
     _check_targets(files)
     read = read_expectations(expect)
-    found, base = _read(audit, baseline, device, workers)
-    result = check_audit(found, read, baseline=base)
+    audited, base = _read(audit, baseline, device, workers)
+    result = check_audit(audited, read, baseline=base)
     for kind, path in files.items():
         if path is not None:
-            write_whole(path, _writers()[kind](result, found).encode())
+            write_whole(path, _writers()[kind](result, audited).encode())
     _say(result, as_json)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         from tailwise.judging.gates.github import workflow_commands
@@ -87,8 +87,8 @@ def check(
 def _read(audit: str, baseline: str | None, device: str, workers: int | None) -> tuple[Audit, Audit | None]:
     if baseline is None:
         return read_all([audit], randomize=False, device=device, workers=workers)[0], None
-    base, found = read_all([baseline, audit], randomize=False, device=device, workers=workers)
-    return found, base
+    base, audited = read_all([baseline, audit], randomize=False, device=device, workers=workers)
+    return audited, base
 
 
 def _write_initial(audit: str, output: str | None, expect: str | None, device: str, workers: int | None) -> None:
@@ -98,9 +98,9 @@ def _write_initial(audit: str, output: str | None, expect: str | None, device: s
         raise UsageError("--init makes expectations and --expect uses them", fix="give one of the two")
     if output is not None:
         check_text_target(output, (".toml",))
-    found = read_all([audit], randomize=False, device=device, workers=workers)[0]
+    audited = read_all([audit], randomize=False, device=device, workers=workers)[0]
     folder = str(Path(output).parent) if output else "."
-    text = initial_expectations(found, baseline=relative_to(audit, folder) if is_audit(audit) else None)
+    text = initial_expectations(audited, baseline=relative_to(audit, folder) if is_audit(audit) else None)
     if output is None:
         sys.stdout.write(text)
         return

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Rows, Workers, comma_list
+from tailwise.cli.audit_inputs import check_text_target, read_all, tell_where
+from tailwise.cli.shared_options import Device, Json, Rows, Workers, comma_list
 from tailwise.cli.store_options import Revisions, Run, Store, only_run, open_store
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
-from tailwise.core.storage import exists, is_url, joined
 
 if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
@@ -69,13 +68,13 @@ def compare(
     audits = read_all([first, *others], randomize=randomize, device=device, workers=workers)
     for given, audit in zip([first, *others], audits, strict=True) if weights else ():
         tell_where(given, audit)
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for after in audits[1:]:
         one = compare_audits(audits[0], after, level=fdr, metrics=comma_list(metrics) or None)
         if weights:
             one = _with_weights(one, audits[0], after, (directions, device, workers), outputs)
-        found.append(one)
-    put_out(found, outputs, as_json=as_json, rows=rows)
+        comparisons.append(one)
+    put_out(comparisons, outputs, as_json=as_json, rows=rows)
 
 
 def _sides(models: list[str], base: str | None) -> tuple[str, list[str]]:
@@ -96,81 +95,15 @@ def _check_outputs(outputs: list[str], weights: bool, count: int) -> None:
 
 
 def _with_weights(
-    found: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
+    comparison: Comparison, before: Audit, after: Audit, how: tuple[int, str, int | None], outputs: list[str]
 ) -> Comparison:
     from tailwise.judging.compare.difference import DifferenceOptions, difference
 
-    result = difference(before, after, comparison=found, options=DifferenceOptions(*how))
+    result = difference(before, after, comparison=comparison, options=DifferenceOptions(*how))
     for path in outputs:
         if path.endswith(".audit"):
             result.audit.save(path)
     return result.comparison
-
-
-def read_all(models: list[str], *, randomize: bool, device: str, workers: int | None) -> list[Audit]:
-    """Audits from files; of models, made now with the recipe of the first audit among them."""
-    from tailwise.audits.audit import Audit
-
-    saved = {model: Audit.load(model) for model in models if is_audit(model)}
-    like = next(iter(saved.values()), None)
-    settings = _settings_of(like) | {"device": device, "workers": workers}
-    if randomize:
-        settings["randomize"] = settings.get("randomize") or 1
-    return [saved[model] if model in saved else _audited(model, settings) for model in models]
-
-
-def is_audit(model: str) -> bool:
-    """Whether a path names an audit: by its ending, or by what lies there."""
-    if is_url(model):
-        # Asking a web server for what may be beside a file would fetch pages.
-        beside = str(joined(model, "provenance.json"))
-        return model.endswith(".audit") or (not model.startswith("http") and exists(beside))
-    path = Path(model)
-    if model.endswith(".audit") or (path / "provenance.json").is_file():
-        return True
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "provenance.json" in archive.namelist()
-
-
-def tell_where(given: str, audit: Audit) -> None:
-    """Say where the model is read that an audit names, which the user did not, unless it lies on this machine."""
-    if is_audit(given):
-        from tailwise.checkpoints.hub import tell_of_request
-
-        tell_of_request(audit.model, given)
-
-
-def _settings_of(audit: Audit | None) -> dict[str, Any]:
-    if audit is None:
-        return {}
-    from dataclasses import fields
-
-    from tailwise.core.recipe import Recipe
-
-    facts, known = audit.provenance, {item.name for item in fields(Recipe)}
-    settings = {key: value for key, value in facts.recipe.items() if key in known}
-    settings["metrics"] = tuple(settings.get("metrics", ()))
-    selection = {"layers": facts.selection.get("layers"), "roles": tuple(facts.selection.get("roles") or ())}
-    return settings | selection
-
-
-def _audited(model: str, settings: dict[str, Any]) -> Audit:
-    from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
-
-    with progress_bar() as show:
-        return audit(model, progress=show, **settings)
-
-
-def check_text_target(path: str, suffixes: tuple[str, ...]) -> None:
-    """Fail before the work where `path` has another suffix or could not be written."""
-    from tailwise.report.output_files import check_target
-
-    if Path(path).suffix not in suffixes:
-        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use {', '.join(suffixes)}")
-    check_target(path.removesuffix(Path(path).suffix) + ".json")
 
 
 HOW = "How to compare"
@@ -185,26 +118,26 @@ Randomize = Annotated[
 ]
 
 
-def put_out(found: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
+def put_out(comparisons: Sequence[Comparison], outputs: Sequence[str], *, as_json: bool, rows: int) -> None:
     """Print comparisons, as tables or as JSON, and write them to files; what has no suffix of `TEXTS` is there."""
     from tailwise.report import comparison_page as report
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(_json(found) + "\n")
+        sys.stdout.write(_json(comparisons) + "\n")
     else:
-        for one in found:
+        for one in comparisons:
             screen.print(report.terminal(one, rows), "", sep="\n")
     texts = {".json": _json, ".csv": report.to_csv, ".md": report.to_markdown}
     for path in outputs:
         if Path(path).suffix in texts:
-            write_whole(path, texts[Path(path).suffix](found).encode())
+            write_whole(path, texts[Path(path).suffix](comparisons).encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
 
 
-def _json(found: Sequence[Comparison]) -> str:
-    documents = [one.to_json() for one in found]
+def _json(comparisons: Sequence[Comparison]) -> str:
+    documents = [one.to_json() for one in comparisons]
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
 
 
@@ -249,14 +182,14 @@ def rank(
     audits = read_all(single, randomize=randomize, device=device, workers=workers)
     numbers = [one for several in swept.values() for one in several]
     numbers += [numbers_of(audit, min_evals, source) for audit, source in zip(audits, single, strict=True)]
-    found = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
+    ranking = with_stability(rank_numbers(numbers, by=by, scores=known), numbers, audits, min_evals)
     screen = console(stderr=as_json)
-    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    document = json.dumps(ranking.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     if as_json:
         sys.stdout.write(document + "\n")
     else:
-        screen.print(report.ranking_terminal(found))
-    texts = {".json": document, ".csv": report.ranking_csv(found), ".md": report.ranking_markdown(found)}
+        screen.print(report.ranking_terminal(ranking))
+    texts = {".json": document, ".csv": report.ranking_csv(ranking), ".md": report.ranking_markdown(ranking)}
     for path in output or ():
         write_whole(path, texts[Path(path).suffix].encode())
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
@@ -304,8 +237,8 @@ def diff(
     else:
         sides = _of_store(store, run, (before, after))
     (old, new), notes = sides
-    found = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
-    put_out([replace(found, notes=(*found.notes, *notes))], output or (), as_json=as_json, rows=rows)
+    comparison = compare(old, new, level=fdr, metrics=comma_list(metrics) or None)
+    put_out([replace(comparison, notes=(*comparison.notes, *notes))], output or (), as_json=as_json, rows=rows)
 
 
 Sides = tuple[list["Audit"], list[str]]
@@ -313,13 +246,13 @@ Sides = tuple[list["Audit"], list[str]]
 
 def _of_folder(where: str, revisions: tuple[str, ...], asked: tuple[str, str], settings: Mapping[str, object]) -> Sides:
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.history.runs.found import find, nothing_found
 
-    found = {one.step: one for one in find(where, revisions)}
-    if not found:
+    by_step = {one.step: one for one in find(where, revisions)}
+    if not by_step:
         raise nothing_found(where)
-    chosen = [found[_step(text, sorted(found), where)] for text in asked]
+    chosen = [by_step[_step(text, sorted(by_step), where)] for text in asked]
     with progress_bar() as show:
         return [audit(one.uri, progress=show, **settings) for one in chosen], []  # type: ignore[arg-type]
 

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Begin, Bos, Json, comma_list
-from tailwise.cli.progress import shown
+from tailwise.cli.progress_bar import counted, last_part
+from tailwise.cli.shared_options import Begin, Bos, Compute, Json, comma_list
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-    from tailwise.models.evaluation.scores import Interval, ScoreChange, ScoreComparison, Scores
+    from tailwise.models.evaluation.scores import ScoreComparison, Scores
 
 _WHAT, _HOW, _RUN, _OUT = "What to measure", "How to measure", "How to run", "Output"
-
-
-class Compute(StrEnum):
-    """Precision of the model's own arithmetic; losses are always in float32."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+_SUFFIXES = (".json", ".md", ".html")
 
 
 def evaluate(
@@ -101,7 +88,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[
         Compute, typer.Option(help="auto: as stored, but float32 on a CPU.", rich_help_panel=_HOW)
-    ] = Compute.auto,
+    ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_HOW)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
     batch: Annotated[
@@ -109,8 +96,14 @@ def evaluate(
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option("-o", "--output", metavar="FILE", help="x.json; may be repeated.", rich_help_panel=_OUT),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="x.json, x.md or x.html; may be repeated.", rich_help_panel=_OUT
+        ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Put the numbers into the model card (README.md) of MODEL.", rich_help_panel=_OUT),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a language model (perplexity, tasks, size, speed) or an image classifier (accuracy), with intervals.
@@ -121,6 +114,10 @@ def evaluate(
 
     for path in output or ():
         _check_output(path)
+    if card:
+        from tailwise.report.evaluations.model_card import check_card
+
+        check_card(model)
     if images and (text or tasks or speed):
         raise UsageError("images and text are scored apart", fix="leave --text, --tasks and --speed out")
     options = EvaluateOptions(
@@ -132,25 +129,46 @@ def evaluate(
         include_path=include_path,
         limit=limit,
         seed=seed,
-        dtype=dtype.value,
+        dtype=dtype,
         device=device,
         batch=batch,
         speed=speed,
         base=base,
     )
     if images:
-        _deliver(_of_images(model, against, list(images), options), list(output or ()), as_json)
-        return
-    found = _found(model, against, list(text) if text else None, tokenizer, options)
-    _deliver(found, list(output or ()), as_json)
+        scores = _of_images(model, against, list(images), options)
+    else:
+        scores = _found(model, against, list(text) if text else None, tokenizer, options)
+    _deliver(scores, list(output or ()), as_json, model if card else None)
 
 
 def _check_output(path: str) -> None:
-    from tailwise.report.output_files import check_target
+    from tailwise.report.html import check_page
+    from tailwise.report.output_files import check_place
 
-    if Path(path).suffix != ".json":
-        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix="use .json")
-    check_target(path)
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise UsageError(f"the suffix {Path(path).suffix!r} is not known", where=path, fix=f"use one of {known}")
+    if suffix == ".html":
+        check_page(path)
+    check_place(path)
+
+
+def _write(scores: Scores | ScoreComparison, path: str) -> None:
+    from tailwise.core.atomic import write_whole
+
+    suffix = Path(path).suffix.lower()
+    if suffix == ".md":
+        from tailwise.report.evaluations.evaluation_tables import markdown
+
+        write_whole(path, markdown(scores).encode())
+    elif suffix == ".html":
+        from tailwise.report.evaluations.evaluation_page import write_report
+
+        write_report({Path(path).stem: scores}, path)
+    else:
+        scores.save(path)
 
 
 def _found(
@@ -165,8 +183,9 @@ def _found(
         if not isinstance(base, Scores):
             raise UsageError("saved scores are compared with saved scores", where=model, fix="give --against base.json")
         return compare_scores(Scores.load(model), base, seed=options.seed)
-    with _bar() as show:
-        return evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    with counted(last_part) as show:
+        scores = evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    return _sized(scores)
 
 
 def _of_images(model: str, against: str | None, images: list[str], options: Any) -> Scores | ScoreComparison:
@@ -177,169 +196,53 @@ def _of_images(model: str, against: str | None, images: list[str], options: Any)
     return evaluate_images(model, images, against=base, options=options)
 
 
+def _sized(scores: Scores | ScoreComparison) -> Scores | ScoreComparison:
+    """With the bytes that a plan's formats take, of models that are stored dequantized."""
+    from tailwise.models.evaluation.scores import Scores
+
+    if not isinstance(scores, Scores):
+        return replace(scores, model=_with_plan(scores.model), base=_with_plan(scores.base))
+    return _with_plan(scores)
+
+
+def _with_plan(scores: Scores) -> Scores:
+    from tailwise.compression.applying.planned_size import planned_nbytes
+    from tailwise.core.errors import TailwiseError
+
+    if scores.facts is None or not Path(scores.model).is_dir():
+        return scores
+    try:
+        return replace(scores, facts=replace(scores.facts, planned_nbytes=planned_nbytes(scores.model)))
+    except TailwiseError as error:
+        return replace(scores, notes=(*scores.notes, f"{scores.model}: its plan was not read ({error.what})"))
+
+
 def _is_saved(name: str) -> bool:
     return Path(name).suffix == ".json"
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, one task for each model; it leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines: dict[str, Any] = {}
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in lines:
-                lines[name] = bar.add_task(Path(name).name, total=total)
-            bar.update(lines[name], completed=done)
-
-        yield show
-
-
-def _deliver(found: Scores | ScoreComparison, outputs: list[str], as_json: bool) -> None:
+def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool, card: str | None = None) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
+    from tailwise.report.scores_view import changes_in, divergence_in, models_in, notes_in, tasks_in
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
-        found.save(path)
+        _write(scores, path)
+    if card is not None:
+        from tailwise.report.evaluations.model_card import write_card
+
+        outputs = [*outputs, str(write_card(scores, card))]
     screen = console(stderr=as_json)
     if as_json:
-        sys.stdout.write(as_text(found.to_json()))
+        sys.stdout.write(as_text(scores.to_json()))
     else:
-        both = [found.base, found.model] if isinstance(found, ScoreComparison) else [found]
-        screen.print(_models(both))
-        of_both = (_changes(found), _divergence(found)) if isinstance(found, ScoreComparison) else ()
-        for part in (_tasks(both), *of_both):
+        both = [scores.base, scores.model] if isinstance(scores, ScoreComparison) else [scores]
+        screen.print(models_in(both))
+        of_both = (changes_in(scores), divergence_in(scores)) if isinstance(scores, ScoreComparison) else ()
+        for part in (tasks_in(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
-        for note in _notes(found, both):
+        for note in notes_in(scores, both):
             screen.print(note, style="yellow", markup=False, soft_wrap=True)
     for path in outputs:
         screen.print(f"written to {path}", soft_wrap=True, markup=False)
-
-
-def _grid(titles: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, title in enumerate(titles):
-        table.add_column(title, justify="right" if index else "left", overflow="fold")
-    return table
-
-
-def _models(both: Sequence[Scores]) -> RenderableType:
-    from rich.text import Text
-
-    titles = ["model"]
-    if any(scores.losses for scores in both):
-        titles += ["perplexity", "95 %", "windows"]
-    if any(scores.facts for scores in both):
-        titles += ["parameters", "zeros", "in blocks", "stored"]
-    if any(scores.speed for scores in both):
-        titles += ["prefill tokens/s", "decode tokens/s", "threads"]
-    table = _grid(titles)
-    for scores in both:
-        cells = _cells(scores)
-        table.add_row(*(Text(cells.get(title, "–")) for title in titles))
-    return table
-
-
-def _cells(scores: Scores) -> dict[str, str]:
-    from rich.filesize import decimal
-
-    found = {"model": scores.model}
-    if scores.losses:
-        found |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
-        found["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
-    if (facts := scores.facts) is not None:
-        found |= {"parameters": f"{facts.parameters:,}", "zeros": f"{facts.sparsity:.1%}"}
-        found |= {"in blocks": f"{facts.block_sparsity:.1%}", "stored": decimal(facts.nbytes)}
-    if (speed := scores.speed) is not None:
-        found |= {"prefill tokens/s": f"{speed.prefill:,.0f}", "threads": str(speed.threads)}
-        found["decode tokens/s"] = "–" if speed.decode is None else f"{speed.decode:,.1f}"
-    return found
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}" if value < 1e4 else f"{value:.3e}"
-
-
-def _range(interval: Interval | None, form: str = ".4g") -> str:
-    return "–" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
-
-
-def _tasks(both: Sequence[Scores]) -> RenderableType | None:
-    if not any(scores.tasks for scores in both):
-        return None
-    table = _grid(["task", "metric", *(["model"] if len(both) > 1 else []), "value", "± standard error", "documents"])
-    for scores in both:
-        for one in scores.tasks:
-            error = "–" if one.stderr is None else f"{one.stderr:.4f}"
-            who = [scores.model] if len(both) > 1 else []
-            table.add_row(one.task, one.metric, *who, f"{one.value:.4f}", error, str(one.n))
-    return table
-
-
-_COLORS = {"better": "green", "worse": "red"}
-
-
-def _changes(found: ScoreComparison) -> RenderableType | None:
-    from rich.text import Text
-
-    changes: list[ScoreChange] = [*([found.perplexity] if found.perplexity else []), *found.tasks]
-    if not changes:
-        return None
-    table = _grid(["against the base", "change", "95 %", "p", "pairs", "runs", "verdict"])
-    for one in changes:
-        change = "–" if one.change is None else f"{one.change:+.4f}"
-        if one is found.perplexity and found.ratio is not None:
-            change += f" (perplexity × {found.ratio:.4f})"
-        p = "–" if one.p is None else f"{one.p:.2g}"
-        verdict = Text(one.verdict, style=_COLORS.get(one.verdict, ""))
-        runs = "–" if one.runs is None else str(one.runs)
-        table.add_row(one.name, change, _range(one.interval, "+.4f"), p, str(one.n), runs, verdict)
-    return table
-
-
-def _divergence(found: ScoreComparison) -> RenderableType | None:
-    """What llama.cpp's users know as the KL divergence statistics, each with its interval."""
-    one = found.divergence
-    if one is None:
-        return None
-    kl, change = one.kl_quantiles, one.change_quantiles
-    rows = [
-        ("mean KL divergence, nats", _plain(one.kl), _range(one.kl_interval, ".3g")),
-        ("  median, 90 %", f"{_plain(kl['50'])} · {_plain(kl['90'])}", ""),
-        ("  99 %, 99.9 %", f"{_plain(kl['99'])} · {_plain(kl['99.9'])}", ""),
-        ("  largest", _plain(kl["100"]), ""),
-        ("same top token", _percent(one.same_top), _percents(one.same_top_interval)),
-        ("token probability, mean change", _percent(one.change, "+"), _percents(one.change_interval, "+")),
-        ("  root mean square", _percent(one.rms_change), _percents(one.rms_change_interval)),
-        ("  1 %, 99 %", f"{_percent(change['1'], '+')} · {_percent(change['99'], '+')}", ""),
-        ("  5 %, 95 %", f"{_percent(change['5'], '+')} · {_percent(change['95'], '+')}", ""),
-    ]
-    table = _grid([f"over {one.tokens:,} tokens", "value", "95 %"])
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _plain(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}" if value >= 1e-12 else "0"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "not finite" if value is None else f"{100 * value:{sign}.2f} %"
-
-
-def _percents(interval: Interval | None, sign: str = "") -> str:
-    return "–" if interval is None else f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f} %"
-
-
-def _notes(found: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:
-    own = () if found in both else found.notes
-    return list(dict.fromkeys([*(note for scores in both for note in scores.notes), *own]))

@@ -16,8 +16,7 @@ from tailwise.cli.audit_commands import audit
 from tailwise.cli.check import check
 from tailwise.cli.compare_commands import compare, diff, rank
 from tailwise.cli.evaluate_command import evaluate
-from tailwise.cli.help_texts import tell
-from tailwise.cli.history_commands import app as store
+from tailwise.cli.filled_help import tell
 from tailwise.cli.history_commands import bisect, history, watch
 from tailwise.cli.limited import where_it_is_limited
 from tailwise.cli.mcp import mcp
@@ -26,8 +25,9 @@ from tailwise.cli.precision import precision
 from tailwise.cli.predict_command import predict
 from tailwise.cli.read_commands import diagnose, doctor, metrics, plot, report, show
 from tailwise.cli.serve import serve
+from tailwise.cli.store_commands import app as store
 from tailwise.cli.sweep_command import sweep
-from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
+from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory, speak_by
 from tailwise.core.harmless import visible
 
 _NO_MEMORY = """there is not enough memory for this
@@ -69,6 +69,15 @@ app.add_typer(atlas, name="atlas")
 tell(app)
 
 
+def _is_asked_here() -> bool:
+    """Whether a command is being carried out in this thread; typer brings a click of its own, or takes the other."""
+    found = (sys.modules.get(name) for name in ("typer._click.globals", "click.globals"))
+    return any(module is not None and module.get_current_context(silent=True) is not None for module in found)
+
+
+speak_by(_is_asked_here)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from tailwise import __version__
@@ -91,7 +100,11 @@ def run() -> None:
     hide_known_lines()
     # Processes that libraries start (workers of Dask, Ray, data loaders) would import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    where_it_is_limited(_run, _ended_by)
+    speak_by(lambda: True)  # in every thread
+    try:
+        where_it_is_limited(_run, _ended_by)
+    finally:
+        speak_by(_is_asked_here)
 
 
 def _ended_by(signal: str) -> int:

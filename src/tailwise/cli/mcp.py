@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import comma_list
+from tailwise.cli.shared_options import comma_list
 from tailwise.cli.store_options import Store
 from tailwise.core.errors import UsageError
 
@@ -80,9 +80,9 @@ def _audit(model: Path, randomize: bool) -> Audit:
     return audit(model, randomize=int(randomize))
 
 
-def _plan(found: Audit, order: PlanOrder) -> Plan:
-    from tailwise.cli.arguments import solver_to_stderr
+def _plan(audit: Audit, order: PlanOrder) -> Plan:
     from tailwise.cli.plan_shared import Windows, text_of
+    from tailwise.cli.shared_options import solver_to_stderr
 
     text = text_of([str(order.calibration)] if order.calibration else None, Windows(), "cpu")
     even = "uniform" if order.allocator == "auto" else order.allocator
@@ -91,10 +91,10 @@ def _plan(found: Audit, order: PlanOrder) -> Plan:
             from tailwise.compression.making.request import Request
             from tailwise.compression.trying.planned import planned
 
-            return planned(found, Request(order.amount, even), allocator=order.allocator, text=text)
+            return planned(audit, Request(order.amount, even), allocator=order.allocator, text=text)
         from tailwise.app.assistant.functions.plans import FORMATS
         from tailwise.compression.making.request import QuantizeRequest
         from tailwise.compression.trying.planned import planned
 
         request = QuantizeRequest(bits=order.amount, formats=FORMATS, allocator=even)
-        return planned(found, request, allocator=order.allocator, text=text)
+        return planned(audit, request, allocator=order.allocator, text=text)

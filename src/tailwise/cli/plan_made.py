@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from tailwise.cli.arguments import Begin, Bos, Device, Json, Rows, Workers, comma_list, solver_to_stderr
-from tailwise.cli.compare_commands import tell_where
+from tailwise.cli.audit_inputs import tell_where
 from tailwise.cli.plan_shared import (
     TRY,
     Also,
@@ -37,67 +32,22 @@ from tailwise.cli.plan_shared import (
     windows_of,
 )
 from tailwise.cli.plan_watched import KEPT_ESTIMATOR, Source, planned_from
+from tailwise.cli.shared_options import (
+    Begin,
+    Bos,
+    Device,
+    Json,
+    Option,
+    Rows,
+    Workers,
+    comma_list,
+    command,
+    solver_to_stderr,
+)
 from tailwise.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
-
-_REQUIRED = inspect.Parameter.empty
-
-
-@dataclass(frozen=True)
-class Option:
-    """A row: the parameter, the kind of its values, its default, and what help says of it.
-
-    `kind` is a type, or an `Annotated` one that several commands share. In help, `{pruners}` and its like stand for
-    names of a registry (`help_texts`).
-    """
-
-    name: str
-    kind: Any
-    default: Any = _REQUIRED
-    help: str | None = None
-    flags: tuple[str, ...] = ()
-    panel: str | None = None
-    metavar: str | None = None
-    least: int | None = None  # of whole numbers
-    setting: bool = False  # told to the way to choose, by its name, where it is given
-
-    @property
-    def annotation(self) -> Any:
-        """As typer takes it."""
-        if self.help is None:
-            return self.kind if self.panel is None else _in_panel(self.kind, self.panel)
-        info = typer.Option(
-            *self.flags, help=self.help, metavar=self.metavar, rich_help_panel=self.panel, min=self.least
-        )
-        return Annotated[self.kind, info]
-
-
-def _in_panel(kind: Any, panel: str) -> Any:
-    """An option that several commands share, in a panel of one of them."""
-    inner, info = get_args(kind)
-    moved = copy(info)
-    moved.rich_help_panel = panel
-    return Annotated[inner, moved]
-
-
-def command(run: Callable[..., None], rows: Sequence[Option], name: str, text: str) -> Callable[..., None]:
-    """A function that typer reads as one with these parameters; `run` is called with their values by name."""
-
-    def called(**given: Any) -> None:
-        run(**given)
-
-    parameters = [
-        inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=row.annotation)
-        for row in rows
-    ]
-    # PEP 362: `inspect.signature`, by which typer reads a command, looks here first; type checkers do not know it.
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {row.name: row.annotation for row in rows}
-    called.__name__, called.__doc__ = name, text
-    return called
-
 
 SPREAD, SPEND, WATCHED = "How to spread it", "How to spend the bits", "From a run that was watched"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
@@ -256,8 +206,8 @@ def _estimator(given: Mapping[str, Any], methods: Mapping[str, Any]) -> str | No
 
 def _told(given: Mapping[str, Any], rows: tuple[Option, ...]) -> dict[str, Any]:
     """The settings that were given, by name."""
-    found = {row.name: given[row.name] for row in rows if row.setting}
-    return {name: value for name, value in found.items() if value is not None and value is not False}
+    settings = {row.name: given[row.name] for row in rows if row.setting}
+    return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
 def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
@@ -304,13 +254,13 @@ def _to_quantize(given: Mapping[str, Any], allocator: str) -> QuantizeRequest:
 
 
 def _weights(text: str) -> dict[str, float]:
-    found = {}
+    weights = {}
     for item in comma_list(text):
         name, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r} is no weight", where="--weights", fix="write alpha=1,depth=-0.5")
-        found[name.strip()] = number(value, "--weights")
-    return found
+        weights[name.strip()] = number(value, "--weights")
+    return weights
 
 
 def fraction_of(text: str) -> float:
@@ -326,12 +276,12 @@ def fraction_of(text: str) -> float:
 
 def bytes_of(text: str) -> int:
     """`900MB` → 900,000,000; `3.5GiB` → 3.5·2³⁰; a bare number is bytes. `UsageError` otherwise."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise UsageError(f"{text!r} is no size", fix="write 900MB, 3.5GB or 3.5GiB")
-    unit = (found[2] or "").lower()
+    unit = (match[2] or "").lower()
     power = "kmgt".index(unit[0]) + 1 if unit[:1] in ("k", "m", "g", "t") else 0
-    return round(float(found[1]) * (1024.0 if "i" in unit else 1000.0) ** power)
+    return round(float(match[1]) * (1024.0 if "i" in unit else 1000.0) ** power)
 
 
 prune = command(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.compare_commands import check_text_target, is_audit
-from tailwise.cli.progress import shown
+from tailwise.cli.audit_inputs import check_text_target, is_audit
+from tailwise.cli.progress_bar import shown
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def text_of(
     calibration: list[str] | None, windows: Windows, device: str, executor: str = "local"
 ) -> StageOptions | None:
     """What plans are tried on, where there is any, and where."""
-    from tailwise.core.execution.engines import check_executor
+    from tailwise.core.execution.executor import check_executor
 
     check_executor(executor)
     if not calibration:
@@ -108,7 +108,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
                TextColumn("{task.description}"))  # fmt: skip
     with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-        task, lines = bar.add_task("", total=1.0), NowAndThen(time.monotonic)
+        task, lines = bar.add_task("", total=1.0), RareLines(time.monotonic)
 
         def say(what: str, done: float) -> None:
             if done == 0.0:
@@ -120,7 +120,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
         yield say
 
 
-class NowAndThen:
+class RareLines:
     """Lines of progress, at most one in `EVERY` seconds, with the time that is left at this rate."""
 
     def __init__(self, read: Callable[[], float]) -> None:
@@ -165,7 +165,7 @@ def audit_of(model: str, device: str, workers: int | None) -> Audit:
     if is_audit(model):
         return Audit.load(model)
     from tailwise.audits.run import audit
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
     from tailwise.compression.plans.candidates import READ
 
     with progress_bar() as show_progress:
@@ -195,7 +195,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
         asked, reached = part.budget.get("asked"), part.budget.get("reached")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
-            screen.print(f"budget: asked {asked:g}, reached {reached:.6f}{unit} of {part.n_params:,} parameters")
+            screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tailwise.cli.compare_commands import is_audit
+from tailwise.cli.audit_inputs import is_audit
 from tailwise.cli.plan_shared import audit_of
 from tailwise.cli.store_options import only_run, open_store
 from tailwise.core.errors import UsageError

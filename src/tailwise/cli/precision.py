@@ -6,22 +6,35 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers, comma_list
-from tailwise.cli.audit_commands import Dtype
+from tailwise.cli.shared_options import (
+    DEVICE,
+    HOW,
+    K_FRAC,
+    PRECISION,
+    RUN,
+    WORKERS,
+    Json,
+    Option,
+    comma_list,
+    command,
+    told,
+)
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
+from tailwise.core.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
     from tailwise.audits.precision.study import PrecisionStudy
     from tailwise.audits.precision.verdict import Bound
 
-_WHAT, _HOW, _RUN, _OUT = "What to study", "How to measure", "How to run", "Output"
+_WHAT, _OUT = "What to study", "Output"
 
 
 class LoadDtype(StrEnum):
@@ -53,116 +66,90 @@ class LogLevel(StrEnum):
 def _list(precisions: str) -> str:
     if precisions.strip().lower() != "list":
         return precisions
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    for name, summary in FORMATS.items():
+    for name, summary in format_names().items():
         typer.echo(f"{name:<10}  {summary}")
     raise typer.Exit
 
 
-def precision(
-    model: Annotated[
-        str, typer.Argument(help="Folder, file, URL, or Hugging Face id (org/name or org/name@revision).")
-    ],
-    precisions: Annotated[
+OF_PRECISION = (
+    Option("model", Annotated[str, typer.Argument(
+        help="Folder, file, URL, or Hugging Face id (org/name or org/name@revision).")]),
+    Option("precisions", Annotated[
         str,
         typer.Option(
-            "--precisions",
-            "--formats",
-            metavar="A,B",
-            callback=_list,
-            is_eager=True,  # the list needs no model
+            "--precisions", "--formats", metavar="A,B", callback=_list, is_eager=True,  # the list needs no model
             help="Number formats, e.g. bf16,int8,int4-g64,nvfp4; 'all' for one of each; 'list' names them.",
             rich_help_panel=_WHAT,
         ),
-    ] = "fp32,fp16,bf16",
-    filter_layers: Annotated[
-        str | None,
-        typer.Option(
-            "--filter-layers",
-            "--layers",
-            metavar="REGEX",
-            help="Only matrices whose name matches.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    roles: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Only these roles, e.g. attn_q,mlp_up.", rich_help_panel=_WHAT),
-    ] = None,
-    load_dtype: Annotated[
-        LoadDtype, typer.Option(help="The weights are rounded to this first.", rich_help_panel=_HOW)
-    ] = LoadDtype.fp32,
-    k_frac: Annotated[float, typer.Option(help="Tail fraction of alpha_hill.", rich_help_panel=_HOW)] = 0.1,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B", help="Also these metrics in each format; see `tailwise metrics`.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    directions: Annotated[
-        int, typer.Option(min=1, help="Leading directions whose overlap is measured.", rich_help_panel=_HOW)
-    ] = 16,
-    bound: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MEASURE=LIMIT",
-            rich_help_panel=_HOW,
-            help="What the verdict allows, e.g. relative_error=0.05 or sqnr_db=25; may be repeated. "
-            "alpha_shift=0.05 also marks layers as sensitive.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the solver: float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
-    ] = Dtype.float64,
-    device: Device = "cpu",
-    workers: Workers = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep and reuse nothing.", rich_help_panel=_RUN)] = False,
-    log_level: Annotated[
-        LogLevel, typer.Option(case_sensitive=False, help="Of lines on stderr.", rich_help_panel=_RUN)
-    ] = LogLevel.WARNING,
-    output_dir: Annotated[
-        Path,
-        typer.Option("-o", "--output-dir", metavar="DIR", help="Where everything is written.", rich_help_panel=_OUT),
-    ] = Path("results/precision_analysis"),
-    plot_format: Annotated[PlotFormat, typer.Option(help="Of the pictures.", rich_help_panel=_OUT)] = PlotFormat.png,
-    max_layers_per_plot: Annotated[
-        int, typer.Option(min=0, help="Layers in one combined picture; 0 for all.", rich_help_panel=_OUT)
-    ] = 10,
-    basic: Annotated[
-        bool, typer.Option("--basic", help="Only the tables of alpha and the pictures.", rich_help_panel=_OUT)
-    ] = False,
-    no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw nothing.", rich_help_panel=_OUT)] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure every weight matrix in several number formats, and say which each layer bears.
+    ], "fp16,bf16,fp8,int8,int4"),
+    Option("layers", str | None, None, "Only matrices whose name matches.", ("--filter-layers", "--layers"), _WHAT,
+           "REGEX"),
+    Option("roles", str | None, None, "Only these roles, e.g. attn_q,mlp_up.", panel=_WHAT, metavar="A,B"),
+    Option("load_dtype", LoadDtype, LoadDtype.fp32, "The weights are rounded to this first.", panel=HOW),
+    K_FRAC,
+    Option("metrics", str | None, None, "Also these metrics in each format; see `tailwise metrics`.", panel=HOW,
+           metavar="A,B"),
+    Option("directions", int, 16, "Leading directions whose overlap is measured.", panel=HOW, least=1),
+    Option("bound", list[str] | None, None,
+           "What the verdict allows, e.g. relative_error=0.05 or sqnr_db=25; may be repeated. "
+           "alpha_shift=0.05 also marks layers as sensitive.", panel=HOW, metavar="MEASURE=LIMIT"),
+    replace(PRECISION, help="Of the solver: float64 is exact; float32 is twice as fast."),
+    DEVICE,
+    WORKERS,
+    Option("no_cache", bool, False, "Keep and reuse nothing.", ("--no-cache",), RUN),
+    Option("log_level", Annotated[
+        LogLevel, typer.Option(case_sensitive=False, help="Of lines on stderr.", rich_help_panel=RUN)
+    ], LogLevel.WARNING),
+    Option("output_dir", Path, Path("results/precision_analysis"), "Where everything is written.",
+           ("-o", "--output-dir"), _OUT, "DIR"),
+    Option("plot_format", PlotFormat, PlotFormat.png, "Of the pictures.", panel=_OUT),
+    Option("max_layers_per_plot", int, 10, "Layers in one combined picture; 0 for all.", panel=_OUT, least=0),
+    Option("basic", bool, False, "Only the tables of alpha and the pictures.", ("--basic",), _OUT),
+    Option("plots", bool, False, "Also draw a picture of every layer.", ("--plots/--no-plots",), _OUT),
+    Option("as_json", Json, False),
+)  # fmt: skip
 
-    Writes tables, pictures, the study itself (study.json) and a report (report.html) to the output folder. Ends with 3
-    where a layer failed, in all formats or in one; the others are written all the same.
-    """
+
+def _precision(**given: Any) -> None:
     from tailwise.audits.precision.studying import StudyOptions, study
     from tailwise.audits.precision.verdict import Bound
-    from tailwise.number_formats.formats import FORMATS
+    from tailwise.number_formats.formats import format_names
 
-    logging.basicConfig(level=log_level.value, format="%(levelname)s %(message)s", stream=sys.stderr)
-    bounds = [Bound.parse(text) for text in bound or ()]
-    drawable = _check_output(output_dir, drawn=not (no_plots and basic))
-    options = StudyOptions(layers=filter_layers, roles=comma_list(roles), load_dtype=load_dtype.value,
-                           directions=directions)  # fmt: skip
-    formats = tuple(FORMATS) if precisions.strip().lower() == "all" else comma_list(precisions)
-    found = _with_progress(
-        lambda show: study(model, formats, options=options, progress=show, k_frac=k_frac, device=device,
-                           metrics=comma_list(metrics), precision=dtype.value, workers=workers,
-                           use_cache=not no_cache)
-    )  # fmt: skip
-    pictures = None if no_plots or not drawable else (plot_format.value, max_layers_per_plot)
-    written = _write(found, output_dir, bounds, pictures, basic=basic, drawable=drawable)
+    logging.basicConfig(level=given["log_level"].value, format="%(levelname)s %(message)s", stream=sys.stderr)
+    bounds, folder, basic = [Bound.parse(text) for text in given["bound"] or ()], given["output_dir"], given["basic"]
+    drawable = _check_output(folder, drawn=given["plots"] or not basic)
+    asked = told(StudyOptions, given) | {"roles": comma_list(given["roles"]), "load_dtype": given["load_dtype"].value}
+    settings = told(Recipe, given) | told(RunOptions, given)
+    settings |= {"metrics": comma_list(given["metrics"]), "use_cache": not given["no_cache"]}
+    formats = tuple(format_names()) if given["precisions"].strip().lower() == "all" else comma_list(given["precisions"])
+    made = _with_progress(
+        lambda show: study(given["model"], formats, options=StudyOptions(**asked), progress=show, **settings)
+    )
+    pictures = (
+        None if not given["plots"] or not drawable else (given["plot_format"].value, given["max_layers_per_plot"])
+    )
+    written = _write(made, folder, bounds, pictures, basic=basic, drawable=drawable)
     if not drawable:
-        typer.echo('tailwise: without pictures and report; for these, pip install "tailwise[report]"', err=True)
-    _say(found, bounds, as_json=as_json)
-    typer.echo(f"{len(written)} files written to {output_dir}", err=as_json)
-    if not len(found) or found.failed:
+        typer.echo(f"tailwise: without pictures and report; for these, {how_to_get('report')}", err=True)
+    _say(made, bounds, as_json=given["as_json"])
+    typer.echo(f"{len(written)} files written to {folder}", err=given["as_json"])
+    if not len(made) or made.failed:
         raise typer.Exit(3)
+
+
+precision = command(
+    _precision,
+    OF_PRECISION,
+    "precision",
+    """Measure every weight matrix in several number formats, and say which each layer tolerates.
+
+    Writes tables, the study itself (study.json) and a report (report.html) to the output folder; pictures of each layer
+    where --plots asks for them. Ends with 3
+    where a layer failed, in all formats or in one; the others are written all the same.
+    """,
+)
 
 
 def _check_output(folder: Path, *, drawn: bool) -> bool:
@@ -177,7 +164,7 @@ def _check_output(folder: Path, *, drawn: bool) -> bool:
 
 
 def _with_progress(work: Callable[..., PrecisionStudy]) -> PrecisionStudy:
-    from tailwise.cli.progress import progress_bar
+    from tailwise.cli.progress_bar import progress_bar
 
     with progress_bar() as show:
         try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.arguments import Device, Json, Workers, comma_list, solver_to_stderr
-from tailwise.cli.compare_commands import tell_where
+from tailwise.cli.audit_inputs import tell_where
 from tailwise.cli.plan_shared import TRY, Layers, Roles, Samples, Seed, Window, audit_of, saying
+from tailwise.cli.shared_options import Device, Json, Workers, comma_list, solver_to_stderr
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure whether α, entropy, norms, depth or outliers foretell what a matrix bears, on your own model.
+    """Measure whether α, entropy, norms, depth or outliers predict what a matrix tolerates, on your own model.
 
     One matrix after the other is pruned (or rounded), alone and among others, and the loss is held against each
     number: rank correlations with intervals, pooled and within roles. A study of `precision` is read as it is: there
     the distortions of the weights take the place of losses.
     """
-    from tailwise.cli.compare_commands import check_text_target
+    from tailwise.cli.audit_inputs import check_text_target
 
     for path in output or ():
         check_text_target(path, (".json", ".csv"))
@@ -69,10 +69,12 @@ def predict(
         _of_study(model, list(output or ()), as_json)
         return
     if not calibration:
-        raise UsageError("what a matrix bears is measured on text", fix="give --calibration TEXT, or a study.json")
-    found = _of_model(model, (sparsity, formats, operator, estimator), (roles, layers),
+        raise UsageError(
+            "how much a matrix tolerates is measured on text", fix="give --calibration TEXT, or a study.json"
+        )
+    foresight = _of_model(model, (sparsity, formats, operator, estimator), (roles, layers),
                       (list(calibration), samples, window, seed, device), workers)  # fmt: skip
-    _deliver(found, list(output or ()), as_json)
+    _deliver(foresight, list(output or ()), as_json)
 
 
 def _of_model(
@@ -123,32 +125,32 @@ def _of_study(path: str, outputs: list[str], as_json: bool) -> None:
         typer.echo(f"written to {target}", err=as_json)
 
 
-def _deliver(found: Foresight, outputs: list[str], as_json: bool) -> None:
+def _deliver(foresight: Foresight, outputs: list[str], as_json: bool) -> None:
     from rich.text import Text
 
     from tailwise.core.atomic import write_whole
     from tailwise.report.grid import Grid
     from tailwise.report.terminal import console
 
-    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    document = json.dumps(foresight.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     screen = console(stderr=as_json)
     if as_json:
         sys.stdout.write(document)
     else:
-        screen.print(Text(f"{found.model} · {found.operator}: rank correlation with the loss", style="bold"))
-        for label in found.losses:
+        screen.print(Text(f"{foresight.model} · {foresight.operator}: rank correlation with the loss", style="bold"))
+        for label in foresight.losses:
             lines: list[Sequence[Cell]] = []
-            for name in dict.fromkeys(item.predictor for item in found.correlations):
-                within, pooled = (found.of(name, label, scope) for scope in ("within roles", "pooled"))
+            for name in dict.fromkeys(item.predictor for item in foresight.correlations):
+                within, pooled = (foresight.of(name, label, scope) for scope in ("within roles", "pooled"))
                 cells = (Text(_interval(item), style="bold" if item.seen else "") for item in (within, pooled))
                 lines.append((name, *cells, str(within.n)))
             screen.print("", Grid((label, "within roles", "pooled", "tensors"), lines), sep="\n")
         screen.print("", Text("ρ > 0: where the number is high, the loss is larger. Bold: it is clear of 0; of 20 "
                               "one does by chance.", style="dim"), sep="\n")  # fmt: skip
-        for line in (*found.answers, *(f"note: {note}" for note in found.notes)):
+        for line in (*foresight.answers, *(f"note: {note}" for note in foresight.notes)):
             screen.print(line, markup=False, soft_wrap=True)
     for target in outputs:
-        write_whole(target, (document if target.endswith(".json") else _csv(found)).encode())
+        write_whole(target, (document if target.endswith(".json") else _csv(foresight)).encode())
         screen.print(f"written to {target}", markup=False, soft_wrap=True)
 
 
@@ -159,10 +161,10 @@ def _interval(item: object) -> str:
     return f"{rho:+.2f}" if low is None else f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _csv(found: Foresight) -> str:
+def _csv(foresight: Foresight) -> str:
     from tailwise.report.grid import to_csv
 
     heads = ("predictor", "measured", "scope", "spearman", "low", "high", "p", "tensors")
     lines = ((item.predictor, item.measured, item.scope, item.rho, item.low, item.high, item.p, item.n)
-             for item in found.correlations)  # fmt: skip
+             for item in foresight.correlations)  # fmt: skip
     return to_csv(heads, lines)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Json, Output, Rows, comma_list
+from tailwise.cli.shared_options import Json, Output, Rows, comma_list
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tailwise.judging.diagnosis.finding import Diagnosis
+    from tailwise.models.evaluation.candidates import Evaluation
 
 
 def show(
@@ -34,31 +35,37 @@ def show(
 
     for path in output or ():
         files.check_target(path)
-    found = Audit.load(audit)
+    loaded = Audit.load(audit)
     console = terminal.console(stderr=as_json)
     for path in output or ():
-        console.print(f"written to {files.write(found, path)}", soft_wrap=True, markup=False)
+        console.print(f"written to {files.write(loaded, path)}", soft_wrap=True, markup=False)
     if as_json:
-        sys.stdout.write(files.to_json(found) + "\n")
+        sys.stdout.write(files.to_json(loaded) + "\n")
     elif layer is not None:
-        console.print(terminal.one_layer(found[layer]))
+        console.print(terminal.one_layer(loaded[layer]))
     elif unmeasured:
-        for row in found.unmeasured:
+        for row in loaded.unmeasured:
             console.print(f"{row.name}: {row.status}: {row.reason}", soft_wrap=True, markup=False)
     elif not output:
-        diagnosis = verdict_of(found)
+        diagnosis = verdict_of(loaded)
         if diagnosis.health is not None:
             console.print(health.terminal(diagnosis.health, audit), "", sep="\n")
-        parts = (terminal.layers(found, rows, diagnosis), terminal.by_role(found), terminal.closing(found))
+        parts = (terminal.layers(loaded, rows, diagnosis), terminal.by_role(loaded), terminal.closing(loaded))
         console.print(*(part for one in parts for part in (one, "")), sep="\n")
 
 
 def report(
-    audits: Annotated[list[str], typer.Argument(metavar="AUDIT...", help="One audit, or several side by side.")],
+    audits: Annotated[
+        list[str],
+        typer.Argument(metavar="AUDIT...", help="Audits side by side; or evaluations (`evaluate -o x.json`)."),
+    ],
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Where to write it.")] = "report.html",
     base: Annotated[str | None, typer.Option(metavar="AUDIT", help="Also compare each with this audit.")] = None,
 ) -> None:
-    """Write findings, charts and every layer into one HTML file that needs no network."""
+    """Write findings, charts and every layer into one HTML file that needs no network.
+
+    Of evaluations: quality against size, the models that no other is better and smaller than, intervals.
+    """
     from tailwise.audits.audit import Audit
     from tailwise.report.charts.chart import require_altair
 
@@ -66,10 +73,36 @@ def report(
     from tailwise.report import html
 
     html.check_page(output)
+    if (evaluated := _evaluations(audits, base)) is not None:
+        from tailwise.report.evaluations.evaluation_page import write_report
+
+        _say_written(write_report(evaluated, output))
+        return
     loaded = [Audit.load(path) for path in audits]
     written = html.write_report(loaded, output, base=Audit.load(base) if base else None)
+    _say_written(written)
+
+
+def _say_written(written: Path | str) -> None:
     size = "" if isinstance(written, str) else f" ({written.stat().st_size / 1e6:.1f} MB)"
     typer.echo(f"written to {written}{size}")
+
+
+def _evaluations(paths: list[str], base: str | None) -> dict[str, Evaluation] | None:
+    """Evaluations by the names of their files; None where the files are audits. `UsageError` for some of each."""
+    from tailwise.models.evaluation.candidates import is_evaluation, read_evaluation
+
+    told = [Path(path).suffix.lower() == ".json" and is_evaluation(path) for path in paths]
+    if not any(told):
+        return None
+    if not all(told):
+        other = paths[told.index(False)]
+        raise UsageError("is no evaluation, as the others are", where=other, fix="report audits and evaluations apart")
+    if base is not None:
+        raise UsageError("evaluations name their base themselves", fix="leave --base out, or evaluate with --against")
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    return {name: read_evaluation(path) for name, path in zip(names, paths, strict=True)}
 
 
 class Theme(StrEnum):
@@ -115,13 +148,13 @@ def plot(
 def _list(as_json: bool) -> None:
     from tailwise.report.charts.chart import CHARTS
 
-    found = [{"name": item.name, "scope": item.scope, "summary": item.summary, "needs": list(item.needs)}
-             for _, item in CHARTS.items()]  # fmt: skip
+    charts = [{"name": item.name, "scope": item.scope, "summary": item.summary, "needs": list(item.needs)}
+              for _, item in CHARTS.items()]  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(charts, ensure_ascii=False, indent=1))
         return
-    width = max(len(str(line["name"])) for line in found)
-    for line in found:
+    width = max(len(str(line["name"])) for line in charts)
+    for line in charts:
         typer.echo(f"{line['name']:<{width}}  {line['scope']:<8}  {line['summary']}")
 
 
@@ -187,18 +220,18 @@ def diagnose(
         findings.check_target(path)
     # What follows a colon is a regular expression, which may have commas of its own.
     muted = [code for item in mute or () for code in ([item] if ":" in item else comma_list(item))]
-    found = _diagnosed(audits, {"thresholds": thresholds, "mute": muted, "atlas": atlas}, base, history=history)
+    diagnoses = _diagnosed(audits, {"thresholds": thresholds, "mute": muted, "atlas": atlas}, base, history=history)
     console = terminal.console(stderr=as_json)
     if as_json:
-        sys.stdout.write(findings.to_json(found) + "\n")
+        sys.stdout.write(findings.to_json(diagnoses) + "\n")
     else:
-        for one, path in zip(found, audits[-len(found) :], strict=True):
+        for one, path in zip(diagnoses, audits[-len(diagnoses) :], strict=True):
             console.print(findings.terminal(one, rows))
             if one.health is not None:
                 console.print("", health.terminal(one.health, path), sep="\n")
     for path in output or ():
-        console.print(f"written to {findings.write(found, path)}", soft_wrap=True, markup=False)
-    worst = [SEVERITIES.index(one.worst) for one in found if one.worst]
+        console.print(f"written to {findings.write(diagnoses, path)}", soft_wrap=True, markup=False)
+    worst = [SEVERITIES.index(one.worst) for one in diagnoses if one.worst]
     if fail_on and worst and max(worst) >= SEVERITIES.index(fail_on.value):
         raise typer.Exit(1)
 
@@ -240,12 +273,12 @@ def doctor(
     if clear_cache:
         typer.echo(f"removed {clear()} files")
         return
-    found = check()
+    checks = check()
     if as_json:
-        typer.echo(json.dumps([vars(item) for item in found], indent=1))
+        typer.echo(json.dumps([vars(item) for item in checks], indent=1))
     else:
-        for item in found:
+        for item in checks:
             mark = "ok" if item.ok else "--" if item.optional else "!!"
             typer.echo(f"{mark}  {item.name:<16} {item.detail}")
-    if not all(item.ok or item.optional for item in found):
+    if not all(item.ok or item.optional for item in checks):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 _NEEDED = ("fastapi", "uvicorn", "jinja2", "altair", "vl_convert")
 _ADDRESS, _LIMITS = "Address", "Limits"
@@ -55,7 +55,7 @@ def serve(
     """Open the web app over audits, comparisons, histories and plans."""
     absent = missing(*_NEEDED)
     if absent:
-        raise UsageError(f"the app needs {', '.join(absent)}", fix='pip install "tailwise[app]"')
+        raise UsageError(f"the app needs {', '.join(absent)}", fix=how_to_get("app"))
     from importlib.resources import files
 
     from tailwise.app.addresses import free_port, place_of, split
@@ -66,19 +66,21 @@ def serve(
     made = token == "new"  # noqa: S105 - a word, not a token
     if made:
         token = secrets.token_urlsafe(24)
-    kept = (state or default_state()).expanduser().resolve()
+    state_folder = (state or default_state()).expanduser().resolve()
     settings = AppSettings(
-        host=host, port=free_port(host, port), token=token, names=tuple(names or ()), state=kept, read_only=read_only,
-        hub=not no_hub, workers=workers,
+        host=host, port=free_port(host, port), token=token, names=tuple(names or ()), state=state_folder,
+        read_only=read_only, hub=not no_hub, workers=workers,
     )  # fmt: skip
-    roots, found = split(where or ["."], store)
+    roots, history = split(where or ["."], store)
     try:
-        (kept / "audits").mkdir(parents=True, exist_ok=True)
+        (state_folder / "audits").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"nothing can be kept there: {error.strerror or error}", where=kept,
+        raise UsageError(f"nothing can be kept there: {error.strerror or error}", where=state_folder,
                          fix="choose another folder with --state") from error  # fmt: skip
     example = Path(str(files("tailwise.app") / "example" / "pycode-8m.audit"))
-    workspace = Workspace([*roots, kept / "audits"], store=found, example=example if example.is_file() else None)
+    workspace = Workspace(
+        [*roots, state_folder / "audits"], store=history, example=example if example.is_file() else None
+    )
     address = place_of(settings)
     typer.echo(f"tailwise: {address}  (Ctrl-C ends it)", err=True)
     if made:  # one that was given is known, and has no place in a log

@@ -68,10 +68,10 @@ def steps_of(text: str | None) -> Steps | None:
         return None
     first, colon, last = text.partition(":")
     try:
-        found = (int(first) if first.strip() else None, int(last) if last.strip() else None)
+        steps = (int(first) if first.strip() else None, int(last) if last.strip() else None)
     except ValueError as error:
         raise UsageError(f"{text!r} is no range of steps", fix="write it as 100:500, 100:, :500 or 100") from error
-    low, high = found if colon else (found[0], found[0])
+    low, high = steps if colon else (steps[0], steps[0])
     if low is not None and high is not None and low > high:
         raise UsageError(f"{text!r} ends before it begins", fix=f"write it as {high}:{low}")
     return low, high
@@ -84,12 +84,13 @@ def say_outcome(screen: Console, outcome: CheckpointOutcome) -> bool:
         screen.print(f"{head}  known", markup=False, highlight=False)
         return True
     if outcome.audit is not None:
-        facts = outcome.audit.provenance
+        provenance = outcome.audit.provenance
         alpha = outcome.audit.summary().get("alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{head}  {len(outcome.audit)} matrices{mean}, {facts.seconds:.1f} s, {facts.reused} spectra reused"
+        line = f"{head}  {len(outcome.audit)} matrices{mean}, {provenance.seconds:.1f} s, "
+        line += f"{provenance.reused} spectra reused"
         screen.print(
-            said + (f", {outcome.path}" if outcome.path else ""), markup=False, highlight=False, soft_wrap=True
+            line + (f", {outcome.path}" if outcome.path else ""), markup=False, highlight=False, soft_wrap=True
         )
     if outcome.trouble:
         screen.print(f"{head}  {outcome.trouble}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -4,118 +4,111 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.arguments import Json, comma_list
-from tailwise.cli.audit_commands import Conv, Dtype
+from tailwise.cli.shared_options import (
+    CONV,
+    DEVICE,
+    HOW,
+    PRECISION,
+    RUN,
+    SEED,
+    WORKERS,
+    Json,
+    Option,
+    comma_list,
+    command,
+    of,
+    told,
+)
+from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.history.sweep.status import PRICE
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from tailwise.audits.run import Step
+    from tailwise.history.sweep.catalogue import ClaimedModel
+    from tailwise.history.sweep.one_model import ModelOutcome
     from tailwise.history.sweep.status import SweepStatus
-    from tailwise.history.sweep.sweeping import Sweep
-
-_WHAT, _HOW, _RUN, _OUT, _WHERE = "What to measure", "How to measure", "How to run", "Output", "Where"
+    from tailwise.history.sweep.sweeping import Sweep, SweepListener
 
 
-def sweep(
-    models: Annotated[
-        str, typer.Argument(help="A file with a model on each line, or hub:author=…,sort=downloads,limit=….")
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FOLDER", help="Of the results; s3://… too.", rich_help_panel=_OUT)
-    ] = "sweep",
-    catalogue: Annotated[
+_WHAT, _OUT, _WHERE = "What to measure", "Output", "Where"
+OF_SWEEP = (
+    Option("models", Annotated[str, typer.Argument(
+        help="A file with a model on each line, or hub:author=…,sort=downloads,limit=….")]),
+    Option("output", str, "sweep", "Of the results; s3://… too.", ("-o", "--output"), _OUT, "FOLDER"),
+    Option("catalogue", Annotated[
         str | None,
         typer.Option(metavar="WHERE", envvar="TAILWISE_CATALOGUE", rich_help_panel=_WHERE,
                      help="A file, or postgresql://user@host/database that many workers share; "
                           "FOLDER/catalogue.db by default."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Of the sweep in the catalogue; the list's by default.",
-                     rich_help_panel=_WHERE),
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Only matrices whose name matches.", rich_help_panel=_WHAT)
-    ] = None,
-    roles: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these roles.", rich_help_panel=_WHAT)
-    ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these metrics.", rich_help_panel=_WHAT)
-    ] = None,
-    estimator: Annotated[str, typer.Option(help="Of alpha.", rich_help_panel=_HOW)] = "ks",
-    dtype: Annotated[
-        Dtype, typer.Option(help="float64 is exact; float32 is twice as fast.", rich_help_panel=_HOW)
-    ] = Dtype.float64,
-    conv: Annotated[Conv, typer.Option(help="Matrices of a convolution.", rich_help_panel=_HOW)] = Conv.flatten,
-    randomize: Annotated[
-        bool, typer.Option("--randomize", help="Also permute each W's entries.", rich_help_panel=_HOW)
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_HOW)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.", rich_help_panel=_RUN)] = "cpu",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Matrices at once; one per core by default.", rich_help_panel=_RUN)
-    ] = None,
-    executor: Annotated[
-        str,
-        typer.Option(metavar="ENGINE", rich_help_panel=_RUN,
-                     help="Of each model's matrices: local, dask[://scheduler:8786], ray[://head:10001]."),
-    ] = "local",
-    num_gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs a matrix takes on Ray.", rich_help_panel=_RUN)
-    ] = None,
-    cache_dir: Annotated[
-        str | None,
-        typer.Option(metavar="WHERE", help="Where spectra are kept, a folder or s3://…; share it between workers.",
-                     rich_help_panel=_RUN),
-    ] = None,
-    lease: Annotated[
-        float, typer.Option(metavar="SECONDS", help="After which a silent worker's model is another's.",
-                            rich_help_panel=_RUN)
-    ] = 120.0,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Audit again what failed or could not be read.", rich_help_panel=_RUN)
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", rich_help_panel=_RUN,
-                     help="Say what it would cost, from the headers of up to 100 of the models."),
-    ] = False,
-    show_status: Annotated[
-        bool, typer.Option("--status", help="Only say how far the sweep is.", rich_help_panel=_OUT)
-    ] = False,
-    price: Annotated[
-        float, typer.Option(min=0.0, metavar="DOLLARS", help="Of a core for an hour.", rich_help_panel=_OUT)
-    ] = PRICE,
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Audit many models into one data set and one ranking; the same command again goes on where it was.
+    ], None),
+    Option("name", str | None, None, "Of the sweep in the catalogue; the list's by default.", panel=_WHERE,
+           metavar="NAME"),
+    Option("layers", str | None, None, "Only matrices whose name matches.", panel=_WHAT, metavar="REGEX"),
+    Option("roles", str | None, None, "Only these roles.", panel=_WHAT, metavar="A,B"),
+    Option("metrics", str | None, None, "Only these metrics.", panel=_WHAT, metavar="A,B"),
+    of(Recipe, "estimator", "Of alpha.", panel=HOW),
+    PRECISION,
+    CONV,
+    Option("randomize", bool, False, "Also permute each W's entries.", ("--randomize",), HOW),
+    SEED,
+    DEVICE,
+    WORKERS,
+    of(RunOptions, "executor", "Of each model's matrices: local, dask[://scheduler:8786], ray[://head:10001].",
+       kind=str, panel=RUN, metavar="ENGINE"),
+    of(RunOptions, "num_gpus", "GPUs a matrix takes on Ray.", panel=RUN, least=0),
+    of(RunOptions, "cache_dir", "Where spectra are kept, a folder or s3://…; share it between workers.",
+       kind=str | None, panel=RUN, metavar="WHERE"),
+    Option("lease", float, 120.0, "After which a silent worker's model is another's.", panel=RUN, metavar="SECONDS"),
+    Option("retry", bool, False, "Audit again what failed or could not be read.", ("--retry",), RUN),
+    Option("dry_run", bool, False, "Say what it would cost, from the headers of up to 100 of the models.",
+           ("--dry-run",), RUN),
+    Option("show_status", bool, False, "Only say how far the sweep is.", ("--status",), _OUT),
+    Option("price", float, PRICE, "Of a core for an hour.", panel=_OUT, metavar="DOLLARS", least=0.0),
+    Option("as_json", Json, False),
+)  # fmt: skip
 
-    Any number of workers may run it with one catalogue. A model that cannot be audited is a line that says why.
-    """
+
+def _sweep(**given: Any) -> None:
     from tailwise.history.sweep.model_list import default_name, read_models
     from tailwise.history.sweep.sweeping import Sweep
 
-    to = Sweep.at(name or default_name(models), output, catalogue, lease=lease, layers=layers, roles=comma_list(roles))
-    if show_status:
+    models, price, as_json = given["models"], given["price"], given["as_json"]
+    to = Sweep.at(given["name"] or default_name(models), given["output"], given["catalogue"], lease=given["lease"],
+                  layers=given["layers"], roles=comma_list(given["roles"]))  # fmt: skip
+    if given["show_status"]:
         _say_status(_look(to, price), as_json=as_json)
         return
-    settings: dict[str, Any] = {
-        "estimator": estimator, "precision": dtype.value, "conv": conv.value, "randomize": int(randomize),
-        "seed": seed, "metrics": comma_list(metrics), "device": device, "workers": workers, "cache_dir": cache_dir,
-        "executor": executor, "num_gpus": num_gpus,
-    }  # fmt: skip
+    settings = told(Recipe, given) | told(RunOptions, given)
+    settings |= {"randomize": int(given["randomize"]), "metrics": comma_list(given["metrics"])}
     listed = read_models(models)
-    if dry_run:
+    if given["dry_run"]:
         _say_forecast(listed, to, settings, price, as_json=as_json)
         return
-    status = _run(listed, to, settings, (price, retry), as_json=as_json)
+    status = _run(listed, to, settings, (price, given["retry"]), as_json=as_json)
     _say_status(status, as_json=as_json)
     if status.troubles:
         raise typer.Exit(3)
+
+
+sweep = command(
+    _sweep,
+    OF_SWEEP,
+    "sweep",
+    """Audit many models into one data set and one ranking; the same command again goes on where it was.
+
+    Any number of workers may run it with one catalogue. A model that cannot be audited is a line that says why.
+    """,
+)
 
 
 def _look(to: Sweep, price: float) -> SweepStatus:
@@ -129,7 +122,7 @@ def _look(to: Sweep, price: float) -> SweepStatus:
 def _run(
     models: list[str], to: Sweep, settings: dict[str, Any], how: tuple[float, bool], *, as_json: bool
 ) -> SweepStatus:
-    from tailwise.cli.sweep_screen import screen
+    from tailwise.cli.sweep_command import screen
     from tailwise.history.sweep.catalogue import Catalogue
     from tailwise.history.sweep.sweeping import sweep as run
 
@@ -153,11 +146,11 @@ def _say_forecast(models: list[str], to: Sweep, settings: dict[str, Any], price:
     from tailwise.report.sweep import forecast_lines
 
     recipe, options = split_settings(settings)  # type: ignore[arg-type]
-    found = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
+    estimate = forecast(models, checked(recipe), options, Selection(to.layers, to.roles), price=price)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(estimate.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    for title, text in forecast_lines(found):
+    for title, text in forecast_lines(estimate):
         typer.echo(f"{title:<11}{text}")
 
 
@@ -174,3 +167,60 @@ def _say_status(status: SweepStatus, *, as_json: bool) -> None:
         shown.print("", report.troubles(status), sep="\n", soft_wrap=True)
     if status.done > 1 and not status.waiting + status.claimed:
         shown.print(f"\nresults in {status.folder}; order them: tailwise rank {status.folder}", soft_wrap=True)
+
+
+#: Seconds between two looks at the catalogue, which others write to as well.
+_LOOK_EVERY = 2.0
+
+
+class SweepScreen:
+    """Takes what happens and draws it."""
+
+    def __init__(self, console: Console, look: Callable[[], SweepStatus], live: Live | None) -> None:
+        self._console, self._look, self._live = console, look, live
+        self._status: SweepStatus | None = None
+        self._looked, self._model = float("-inf"), ""
+
+    def begun(self, claim: ClaimedModel) -> Callable[[Step], None]:
+        """A model is under way."""
+        self._model = claim.model
+        self._draw("reading headers")
+        return self._step
+
+    def ended(self, outcome: ModelOutcome) -> None:
+        """A model is finished."""
+        from tailwise.report.sweep import outcome_line
+
+        self._console.print(outcome_line(outcome), soft_wrap=True)
+        self._looked = float("-inf")
+        self._draw("")
+
+    def _step(self, step: Step) -> None:
+        self._draw(f"{step.done}/{step.total} matrices")
+
+    def _draw(self, detail: str) -> None:
+        if self._live is None:
+            return
+        from tailwise.report.sweep import dashboard
+
+        if self._status is None or time.monotonic() > self._looked + _LOOK_EVERY:
+            self._status, self._looked = self._look(), time.monotonic()
+        self._live.update(dashboard(self._status, f"{self._model}: {detail}" if detail else ""))
+
+
+@contextmanager
+def screen(look: Callable[[], SweepStatus], *, stderr: bool) -> Iterator[SweepListener]:
+    """What draws a sweep while the block runs; the dashboard leaves nothing behind."""
+    from rich.live import Live
+
+    from tailwise.history.sweep.sweeping import SweepListener
+    from tailwise.report.terminal import console
+
+    out = console(stderr=stderr)
+    if not out.is_terminal:
+        shown = SweepScreen(out, look, None)
+        yield SweepListener(shown.begun, shown.ended)
+        return
+    with Live(console=out, transient=True, refresh_per_second=4) as live:
+        shown = SweepScreen(out, look, live)
+        yield SweepListener(shown.begun, shown.ended)

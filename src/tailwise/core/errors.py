@@ -13,14 +13,27 @@ A message says what happened, where, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-#: What can be done with a model whose weights are codes, where they must be real numbers. fp32 leaves the
+from tailwise.core.spoken import in_python
+from tailwise.core.synonyms import said_of
+
+#: What can be done with a model whose weights are codes, where they must be dequantized floats. fp32 leaves the
 #: values as they decode, in the dtype that the config names.
 AS_NUMBERS = (
-    "give the model that it was made from, or write this one as real numbers first "
+    "give the model that it was made from, or write this one dequantized first "
     "(tailwise plan quantize MODEL --formats fp32 --dequantize, then tailwise apply) and plan for what that writes"
 )
+
+
+#: Whether whoever reads an error made now called a command; told by `tailwise.cli`, where there is one.
+_on_command_line: Callable[[], bool] = bool
+
+
+def speak_by(on_command_line: Callable[[], bool]) -> None:
+    """Let messages name options (`--base MODEL`) where the function says so, and else arguments (`base=MODEL`)."""
+    global _on_command_line  # noqa: PLW0603 - one voice for the process
+    _on_command_line = on_command_line
 
 
 class TailwiseError(Exception):
@@ -29,12 +42,20 @@ class TailwiseError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = what, where, fix
-        message = what if where is None else f"{where}: {what}"
-        super().__init__(message if fix is None else f"{message}\n  → {fix}")
+        self.what, self.where, self.fix = _cut(what), where, None if fix is None else _cut(fix)
+        message = self.what if where is None else f"{_cut(str(where))}: {self.what}"
+        message = message if fix is None else f"{message}\n  → {self.fix}"
+        super().__init__(message if _on_command_line() else in_python(message))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+_LONGEST_PART = 1 << 14  # signs of what, where or fix in a message: files name things at any length
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}… ({len(text)} signs)"
 
 
 def _rebuild(kind: type[TailwiseError], what: str, where: object, fix: str | None) -> TailwiseError:
@@ -82,8 +103,10 @@ _LISTED = 100  # names in a message
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """An error for a name that is not in `known`, with the nearest names as a suggestion."""
-    names = sorted(known)
+    name, names = str(name), sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    if said := said_of(kind, name):
+        return UnknownNameError(f"there is no {kind} named {name!r}", fix=said)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_LISTED])}{rest}"
     return UnknownNameError(f"there is no {kind} named {name!r}", fix=hint)

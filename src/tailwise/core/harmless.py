@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from html import escape
 from math import prod
@@ -25,6 +25,21 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """The same as `visible` in one line: no name begins another, which a CI would read as a command (`::error::`)."""
     return visible(" ".join(text.splitlines()))
+
+
+#: Signs of a text that a file may name something by; what shows it takes time with its length, again and again.
+LONGEST_TEXT = 1 << 14
+
+
+def shortened(text: str, most: int = LONGEST_TEXT) -> str:
+    """The same text where it is not longer than `most` signs; else its beginning, and how long it is."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} signs)"
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names in a line: the first `most` of them, each shortened, and how many more there are."""
+    said = ", ".join(shortened(name, 200) for name in names[:most])
+    return said if len(names) <= most else f"{said} and {len(names) - most} more"
 
 
 def in_markdown(text: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Real
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 
 ConvMode = Literal["flatten", "slices", "pooled"]
 Precision = Literal["float64", "float32"]
@@ -38,23 +37,15 @@ class Recipe:
     metrics: tuple[str, ...] = ()  # empty: every metric whose inputs are there
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if not isinstance(self.metrics, tuple | list) or not all(isinstance(name, str) for name in self.metrics):
-            raise UsageError(f"metrics is {self.metrics!r}", fix="give names of metrics, as metrics=('alpha',)")
+        if isinstance(self.randomize, bool):  # as the switch of the command line
+            object.__setattr__(self, "randomize", int(self.randomize))
+        check_fields(self)
         if self.estimator == "farms":
             object.__setattr__(self, "estimator", "farms:mid")
         if not 0.0 < self.k_frac <= 1.0:
             raise UsageError(f"k_frac is {self.k_frac}", fix="give a fraction in (0, 1], e.g. 0.1")
-        if self.precision not in ("float64", "float32"):
-            raise UsageError(f"precision is {self.precision!r}", fix="choose float64 or float32")
-        if self.conv not in ("flatten", "slices", "pooled"):
-            raise UsageError(f"conv is {self.conv!r}", fix="choose flatten, slices or pooled")
-        for name in ("randomize", "bootstrap", "max_fingers", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", fix="give zero or more")
-        for name in ("min_evals", "farms_window", "farms_windows", "baseline_replicas"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", fix="give one or more")
+        check_least(self, randomize=0, bootstrap=0, max_fingers=0, seed=0)
+        check_least(self, min_evals=1, farms_window=1, farms_windows=1, baseline_replicas=1)
 
     @property
     def uses_windows(self) -> bool:
@@ -68,37 +59,6 @@ class Recipe:
     def to_json(self) -> dict[str, object]:
         """Plain JSON types, keys sorted by field order."""
         return {**asdict(self), "metrics": list(self.metrics)}
-
-
-def check_types(settings: Any, *, but: tuple[str, ...] = ()) -> None:
-    """`UsageError` where a field of a frozen dataclass is of another type than its default; 2.0 is taken as 2.
-
-    A whole number is no switch, a switch is no number, and NaN is no number.
-    """
-    for item in fields(settings):
-        if item.name in but:
-            continue
-        given, default = getattr(settings, item.name), item.default
-        if isinstance(default, bool):
-            fits, wanted = isinstance(given, bool), "True or False"
-        elif isinstance(default, int):
-            fits, wanted = _is_number(given) and float(given).is_integer(), "a whole number"
-            if fits:
-                object.__setattr__(settings, item.name, int(given))
-        elif isinstance(default, float):
-            fits, wanted = _is_number(given), "a number"
-            if fits:
-                object.__setattr__(settings, item.name, float(given))
-        elif isinstance(default, str):
-            fits, wanted = isinstance(given, str), "a name"
-        else:
-            continue
-        if not fits:
-            raise UsageError(f"{item.name} is {given!r}", fix=f"give {wanted}, as {item.name}={default!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def digest_of(value: Any) -> str:
@@ -120,12 +80,9 @@ class RunOptions:
     extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_types(self, but=("executor",))
-        for name in ("workers", "num_gpus"):
-            given = getattr(self, name)
-            if given is not None and not (_is_number(given) and given > 0):
-                raise UsageError(f"{name} is {given!r}", fix="give a number above zero, or leave it out")
-        if self.workers is not None and self.workers != int(self.workers):
-            raise UsageError(f"workers is {self.workers!r}", fix="give a whole number")
+        check_fields(self)
+        check_least(self, workers=1)
+        if self.num_gpus is not None and self.num_gpus <= 0:
+            raise UsageError(f"num_gpus is {self.num_gpus!r}", fix="give a number above zero, or leave it out")
         if self.patience <= 0:
             raise UsageError(f"patience is {self.patience!r}", fix="give seconds, as patience=600")

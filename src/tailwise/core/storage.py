@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 #: Seconds that a web server may take to be reached, and between two pieces of an answer.
@@ -43,7 +44,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         fs, path = url_to_fs(url, **_limits(scheme))
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        fix = f'pip install "tailwise[{extra}]"' if extra else str(error)
+        fix = how_to_get(extra) if extra else str(error)
         raise UsageError(f"{scheme}:// takes a driver that is not installed", where=url, fix=fix) from error
     except ValueError as error:
         raise UsageError(f"{scheme}:// is not a scheme that fsspec knows: {error}", where=url) from error
@@ -119,7 +120,7 @@ def json_of(text: str | bytes) -> Any:
 def toml_of(text: str) -> dict[str, Any]:
     """The same of TOML; `tomllib.TOMLDecodeError` is a `ValueError` too."""
     # Time goes with the square of the parts: half a minute for a key of 40 KB.
-    if any(found[1] for found in _LONG_KEY.finditer(text)):
+    if any(key[1] for key in _LONG_KEY.finditer(text)):
         raise ValueError("a key has 64 parts or more")
     try:
         return tomllib.loads(text)

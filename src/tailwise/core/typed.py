@@ -10,12 +10,14 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+_LONGEST = 1 << 16  # signs of a text
+
 
 def check_typed(of: type, data: Any) -> None:
     """`TypeError` where a value of `data`, or one within it, is not what the field of that name in `of` holds.
 
     What has no field is passed over, and so are fields without a value. Numbers are finite, and whole ones have 64
-    bits; NaN among values of any kind is a `ValueError`.
+    bits; NaN among values of any kind, and a text beyond measure, are a `ValueError`.
     """
     if not isinstance(data, dict):
         raise TypeError(f"{type(data).__name__} stands where {of.__name__} was expected")
@@ -53,6 +55,8 @@ def _is(value: Any, kind: Any) -> bool:
         return True
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
+    if kind is str and isinstance(value, str) and len(value) > _LONGEST:
+        raise ValueError(f"a text of {len(value)} signs: {value[:60]!r}…")
     if kind is float:
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, kind) and not (kind is int and abs(value) >= 1 << 63)

@@ -24,27 +24,26 @@ def audit_at(history: History, run: str, step: int) -> tuple[Audit, str]:
     From its file where that is still there, on this machine; else from the numbers in the store, which have no
     spectra; else from what a monitor measured at that step. Raises `UsageError` where the run has nothing of that step.
     """
-    kept = next((item for item in history.audits(run) if item.step == step), None)
-    if kept is None:
+    stored = next((item for item in history.audits(run) if item.step == step), None)
+    if stored is None:
         return _of_point(history, run, step), f"step {step} is a monitor's point, without spectra"
-    if kept.path is not None and (is_url(kept.path) or kept.path.startswith(_SHARES)):
+    if stored.path is not None and (is_url(stored.path) or stored.path.startswith(_SHARES)):
         # `History.add_audit` keeps places on this machine; whoever wrote this would have it ask an address.
-        why = (
-            f"the store names {one_line(kept.path)[:200]} for them, which is asked for nothing; compare it by its name"
-        )
-    elif kept.path is not None:
+        named = one_line(stored.path)[:200]
+        why = f"the store names {named} for them, which is asked for nothing; compare it by its name"
+    elif stored.path is not None:
         try:
-            saved = Audit.load(kept.path)
+            saved = Audit.load(stored.path)
         except UnreadableError as error:
             why = f"the audit's file is not readable ({error.what})"
         else:
-            if saved.provenance.fingerprint == kept.provenance.fingerprint:
+            if saved.provenance.fingerprint == stored.provenance.fingerprint:
                 return saved, ""
-            why = f"{kept.path} is an audit of other weights now"
+            why = f"{stored.path} is an audit of other weights now"
     else:
         why = "no file was written"
     rows = history.audit_rows(run, step)
-    return _without_spectra(rows, kept.provenance), f"the spectra of step {step} are not there: {why}"
+    return _without_spectra(rows, stored.provenance), f"the spectra of step {step} are not there: {why}"
 
 
 def _of_point(history: History, run: str, step: int) -> Audit:

@@ -45,11 +45,11 @@ def _free_name(connection: Connection, wanted: str) -> str:
 
 def _copied(connection: Connection, ids: set[int], run: int) -> dict[int, int]:
     """Layouts belong to a run: the same ones for another."""
-    found = {}
+    copied = {}
     for row in connection.execute(select(LAYOUTS).where(LAYOUTS.c.id.in_(sorted(ids)))).all():
         made = connection.execute(LAYOUTS.insert().values(run_id=run, digest=row.digest, layers=row.layers))
-        found[row.id] = key_of(made)
-    return found
+        copied[row.id] = key_of(made)
+    return copied
 
 
 def _move_alarms(connection: Connection, run: int, branch: int, told: tuple[Resumed, str]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
-from tailwise.history.schema import META, METADATA, SCHEMA, SPOOLS
+from tailwise.core.optional import how_to_get
+from tailwise.history.schema import META
 from tailwise.history.sql import (
     URL,
     ArgumentError,
@@ -25,18 +25,14 @@ from tailwise.history.sql import (
     OperationalError,
     create_engine,
     event,
-    inspect,
     make_url,
-    select,
     text,
-    update,
 )
 
 #: Of the advisory lock that PostgreSQL's writers take, one at a time as SQLite's do.
 _WRITERS = 0x7A11_715E
 _PAGE_BYTES = 8192
 _CACHE_KIB = 65536
-_TABLE = re.compile(r"\s*CREATE\s+TABLE\s", re.IGNORECASE)  # as SQLite keeps every plain one
 _LONGEST = 1 << 28  # bytes of a text or a vector in SQLite
 #: What values raise that are not those that were written: a store may have been edited, or made to harm.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, StopIteration)
@@ -101,9 +97,7 @@ def _postgres(address: str, patience: float) -> Engine:
         arguments["cursor_factory"] = _binary_cursor()
         return create_engine(url, connect_args=arguments, pool_pre_ping=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise UsageError(
-            "PostgreSQL takes psycopg, which is not installed", fix='pip install "tailwise[history]"'
-        ) from (error)
+        raise UsageError("PostgreSQL takes psycopg, which is not installed", fix=how_to_get("history")) from (error)
 
 
 def _binary_cursor() -> type[Any]:
@@ -243,7 +237,7 @@ def store_errors(where: str) -> Iterator[None]:
 
 def _explained(error: DBAPIError, where: str) -> TailwiseError:
     lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-    said = lines[0].strip()
+    message = lines[0].strip()
     for part, what, fix in (
         ("full", "the disk is full", "free space there"),
         ("readonly", "may not be written", "check the permissions of the file and of its folder"),
@@ -251,87 +245,14 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
         ("unable to open", "could not be opened", "check the path, and the permissions of the folder"),
         ("locked", "another process kept it locked for too long", "see what else writes there, and try again"),
     ):
-        if part in said:
+        if part in message:
             return UnreachableError(what, where=where, fix=fix)
-    if "not a database" in said or "malformed" in said or "decode" in said:
-        return UnreadableError(f"is no store, or it is damaged ({said})", where=where, fix="check the path")
-    if "permission denied" in said.lower():
-        return UnreadableError(said, where=where, fix="ask for rights on the tables named tailwise_*")
+    if "not a database" in message or "malformed" in message or "decode" in message:
+        return UnreadableError(f"is no store, or it is damaged ({message})", where=where, fix="check the path")
+    if "permission denied" in message.lower():
+        return UnreadableError(message, where=where, fix="ask for rights on the tables named tailwise_*")
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return UnreachableError(
-            f"could not be reached ({said})", where=where, fix="check the address, and that it runs"
+            f"could not be reached ({message})", where=where, fix="check the address, and that it runs"
         )
-    return UnreadableError(f"did not take it: {said}", where=where)
-
-
-def bring_up_to_date(engine: Engine, where: str) -> None:
-    """Make the tables where there are none, and change those of an older version, all or nothing.
-
-    Raises `UnreadableError` where the store is newer than this code knows, or belongs to another program.
-    """
-    with reading(engine, where) as connection:
-        version = _version(connection, where)
-    if version == SCHEMA:
-        return
-    with writing(engine, where) as connection:
-        # Once more, now that no other process can be doing the same.
-        version = _version(connection, where)
-        if version == 0:
-            METADATA.create_all(connection)
-            connection.execute(META.insert().values(key="schema", value=str(SCHEMA)))
-        for step in range(version, SCHEMA) if version else ():
-            _STEPS[step](connection)
-            connection.execute(update(META).where(META.c.key == "schema").values(value=str(step + 1)))
-
-
-def _version(connection: Connection, where: str) -> int:
-    """Version of the schema in the store; 0 where there is none."""
-    tables = inspect(connection).get_table_names()
-    if META.name not in tables:
-        if tables and connection.dialect.name == "sqlite":
-            raise UsageError("is the database of another program", where=where, fix="choose another file")
-        return 0
-    if connection.dialect.name == "sqlite":
-        _check_plain(connection, where)
-    found = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
-    if found is None or not found.isdigit():
-        raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
-    if int(found) > SCHEMA:
-        raise UnreadableError(
-            f"was written by a newer tailwise: it has schema {found}, and this one knows up to {SCHEMA}",
-            where=where,
-            fix="pip install --upgrade tailwise",
-        )
-    return int(found)
-
-
-def _check_plain(connection: Connection, where: str) -> None:
-    """Only tables hold values: a view, a virtual table or a column that is computed could compute without end."""
-    # To SQLite large letters and small are one, in names and in the kinds that its schema says.
-    listed = text("SELECT lower(type) AS type, name, tbl_name, sql FROM sqlite_master")
-    made = [row for row in connection.execute(listed)
-            if str(row.tbl_name).lower().startswith("tailwise_")]  # fmt: skip
-    tables = [row for row in made if row.type == "table" and _TABLE.match(str(row.sql))]
-    other = [row.name for row in made if row.type != "index" and row not in tables]
-    computed = text("SELECT name FROM pragma_table_xinfo(:name) WHERE hidden > 0")
-    for row in tables:
-        if not other:
-            other += connection.execute(computed, {"name": row.name}).scalars()
-    if other:
-        raise UnreadableError(
-            f"{str(other[0])[:100]!r} in it is no table or column of values, and tailwise has not made it",
-            where=where,
-            fix="drop it (a view, trigger or computed column), or copy the tables into a store of your own",
-        )
-
-
-def _counts_of_alarms(connection: Connection) -> None:
-    """1 → 2: how often an alarm was noticed, and how far a spool was taken over."""
-    connection.execute(text("ALTER TABLE tailwise_alarms ADD COLUMN times INTEGER NOT NULL DEFAULT 1"))
-    connection.execute(text("ALTER TABLE tailwise_alarms ADD COLUMN last_step BIGINT NOT NULL DEFAULT 0"))
-    connection.execute(text("UPDATE tailwise_alarms SET last_step = step"))
-    SPOOLS.create(connection)
-
-
-#: Version → what brings it to the next. Written against that version's tables, never against those of today.
-_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _counts_of_alarms}
+    return UnreadableError(f"did not take it: {message}", where=where)

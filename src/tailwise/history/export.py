@@ -77,9 +77,9 @@ def _spelled(table: pa.Table) -> pa.Table:
 
 def _alarms(history: History, run: str) -> pa.Table:
     lines = [
-        {**kept.alarm.to_json(), "evidence": list(kept.alarm.evidence.items()), "times": kept.times,
-         "last_step": kept.last_step}
-        for kept in history.kept_alarms(run)
+        {**item.alarm.to_json(), "evidence": list(item.alarm.evidence.items()), "times": item.times,
+         "last_step": item.last_step}
+        for item in history.kept_alarms(run)
     ]  # fmt: skip
     schema = pa.schema([
         ("run", pa.string()), ("step", pa.int64()), ("time", pa.float64()), ("rule", pa.string()),
@@ -91,12 +91,12 @@ def _alarms(history: History, run: str) -> pa.Table:
 
 
 def _audits(history: History, run: str) -> pa.Table:
-    found = history.audits(run)
+    table = history.audits(run)
     return pa.table({
-        "step": pa.array([item.step for item in found], pa.int64()),
-        "time": pa.array([item.time for item in found], pa.float64()),
-        "model": pa.array([item.provenance.model for item in found], pa.string()),
-        "revision": pa.array([item.provenance.revision for item in found], pa.string()),
-        "fingerprint": pa.array([item.provenance.fingerprint for item in found], pa.string()),
-        "path": pa.array([item.path for item in found], pa.string()),
+        "step": pa.array([item.step for item in table], pa.int64()),
+        "time": pa.array([item.time for item in table], pa.float64()),
+        "model": pa.array([item.provenance.model for item in table], pa.string()),
+        "revision": pa.array([item.provenance.revision for item in table], pa.string()),
+        "fingerprint": pa.array([item.provenance.fingerprint for item in table], pa.string()),
+        "path": pa.array([item.path for item in table], pa.string()),
     })  # fmt: skip

@@ -186,17 +186,17 @@ def _mend_last_line(path: Path) -> None:
 
 def one_line(items: Iterable[Item]) -> list[Point | Alarm]:
     """Points and alarms without those of branches that ended: each run as it stands, one point a step and tempo."""
-    found: dict[tuple[Any, ...], Point | Alarm] = {}
+    by_key: dict[tuple[Any, ...], Point | Alarm] = {}
     for item in items:
         if isinstance(item, Resumed):
-            found = {key: one for key, one in found.items() if one.run != item.run or one.step <= item.step}
+            by_key = {key: one for key, one in by_key.items() if one.run != item.run or one.step <= item.step}
         elif isinstance(item, Alarm):
-            found[len(found), item.key] = item
+            by_key[len(by_key), item.key] = item
         else:
             key = item.run, item.step, item.tempo
-            there = found.get(key)
-            found[key] = united(there, item) if isinstance(there, Point) else item
-    return list(found.values())
+            there = by_key.get(key)
+            by_key[key] = united(there, item) if isinstance(there, Point) else item
+    return list(by_key.values())
 
 
 def united(known: Point, added: Point) -> Point:

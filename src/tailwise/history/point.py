@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tailwise.core.shown import Brief
+
 Tempo = Literal["cheap", "full"]
 Severity = Literal["note", "warning", "error"]
 
 
-@dataclass(frozen=True)
-class Point:
+@dataclass(frozen=True, repr=False)
+class Point(Brief):
     """What was measured of a model at one step of its training."""
 
     run: str
@@ -36,8 +38,8 @@ class Point:
         }
 
 
-@dataclass(frozen=True)
-class Alarm:
+@dataclass(frozen=True, repr=False)
+class Alarm(Brief):
     """Something in a run that a rule over time noticed."""
 
     run: str

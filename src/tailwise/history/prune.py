@@ -70,12 +70,12 @@ def _written(connection: Connection) -> dict[int, float]:
 
     A clock may go back for a while, and then points of the last minutes say that they are years old.
     """
-    latest, now, found = -math.inf, time.time(), {}
+    latest, now, times = -math.inf, time.time(), {}
     for row in connection.execute(select(POINTS.c.id, POINTS.c.time).order_by(POINTS.c.id)):
         if row.time <= now:  # one of the future says nothing of those after it
             latest = max(latest, row.time)
-        found[row.id] = max(latest, row.time)
-    return found
+        times[row.id] = max(latest, row.time)
+    return times
 
 
 def _steps_of_alarms(connection: Connection, run: int) -> set[int]:

@@ -11,6 +11,8 @@ from tailwise.audits.codec import row_of
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import LayerRow, Provenance
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.harmless import shortened
+from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
 from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
@@ -24,8 +26,8 @@ Steps = tuple[int | None, int | None]
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(frozen=True, repr=False)
+class RunSummary(Brief):
     """A run at a glance."""
 
     name: str
@@ -41,8 +43,8 @@ class RunSummary:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-@dataclass(frozen=True)
-class KeptAudit:
+@dataclass(frozen=True, repr=False)
+class KeptAudit(Brief):
     """An audit in a store, without its rows."""
 
     run: str
@@ -53,8 +55,8 @@ class KeptAudit:
     summary: Mapping[str, float]  # mean of every metric over the layers
 
 
-@dataclass(frozen=True)
-class KeptAlarm:
+@dataclass(frozen=True, repr=False)
+class KeptAlarm(Brief):
     """An alarm in a store, and how often it was noticed."""
 
     alarm: Alarm
@@ -73,8 +75,10 @@ def runs(connection: Connection) -> list[RunSummary]:
         counted.setdefault(run, {})[tempo] = numbers
     noticed = select(ALARMS.c.run_id, func.count()).group_by(ALARMS.c.run_id)
     alarms: dict[int, int] = {row[0]: row[1] for row in connection.execute(noticed)}
-    found = [_summary(row, counted.get(row.id, {}), alarms.get(row.id, 0)) for row in connection.execute(select(RUNS))]
-    return sorted(found, key=lambda run: (-(run.updated or 0.0), run.name))
+    summaries = [
+        _summary(row, counted.get(row.id, {}), alarms.get(row.id, 0)) for row in connection.execute(select(RUNS))
+    ]
+    return sorted(summaries, key=lambda run: (-(run.updated or 0.0), run.name))
 
 
 def _summary(row: Row[Any], counted: Mapping[str, list[Any]], alarms: int) -> RunSummary:
@@ -88,9 +92,9 @@ def _summary(row: Row[Any], counted: Mapping[str, list[Any]], alarms: int) -> Ru
 
 def known_run(connection: Connection, name: str) -> int:
     """The number of a run. Raises `UsageError` with near names for one that is not there."""
-    found = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
-    if found is not None:
-        return int(found)
+    run = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
+    if run is not None:
+        return int(run)
     names = list(connection.execute(select(RUNS.c.name)).scalars())
     if not names:
         raise UsageError(f"there is no run named {name!r}: the store is empty")
@@ -100,12 +104,12 @@ def known_run(connection: Connection, name: str) -> int:
 def in_steps(steps: Steps | None) -> list[ColumnElement[bool]]:
     """Conditions on the step of a point."""
     first, last = steps or (None, None)
-    found: list[ColumnElement[bool]] = []
+    bounds: list[ColumnElement[bool]] = []
     if first is not None:
-        found.append(POINTS.c.step >= first)
+        bounds.append(POINTS.c.step >= first)
     if last is not None:
-        found.append(POINTS.c.step <= last)
-    return found
+        bounds.append(POINTS.c.step <= last)
+    return bounds
 
 
 def has_layers() -> ColumnElement[bool]:
@@ -153,11 +157,11 @@ def _with_values(connection: Connection, run: str, heads: list[Row[Any]] | Any) 
 def vectors_of(connection: Connection, ids: list[int]) -> dict[int, dict[str, bytes]]:
     """Point → metric → its vector."""
     names = metric_names(connection)
-    found: dict[int, dict[str, bytes]] = {}
+    vectors: dict[int, dict[str, bytes]] = {}
     query = select(VECTORS).where(VECTORS.c.point_id.in_(ids)).order_by(VECTORS.c.point_id, VECTORS.c.metric_id)
     for row in connection.execute(query):
-        found.setdefault(row.point_id, {})[names[row.metric_id]] = row.data
-    return found
+        vectors.setdefault(row.point_id, {})[names[row.metric_id]] = row.data
+    return vectors
 
 
 def metric_names(connection: Connection) -> dict[int, str]:
@@ -189,7 +193,7 @@ def audits(connection: Connection, run: str) -> list[KeptAudit]:
 def _provenance(text: str) -> Provenance:
     body = json_of(text)
     check_provenance(body)
-    return Provenance(**{**body, "notes": tuple(body["notes"])})
+    return Provenance(**{**body, "notes": tuple(map(shortened, body["notes"]))})
 
 
 def audit_rows(connection: Connection, run: str, step: int) -> list[LayerRow]:
@@ -233,12 +237,12 @@ def alarms(connection: Connection, run: str | None) -> list[KeptAlarm]:
     )
     if run is not None:
         query = query.where(ALARMS.c.run_id == known_run(connection, run))
-    found = []
+    kept_alarms = []
     for row in connection.execute(query):
         alarm = from_line(row.body)
         assert isinstance(alarm, Alarm)  # noqa: S101
-        found.append(KeptAlarm(alarm, row.times, row.last_step))
-    return found
+        kept_alarms.append(KeptAlarm(alarm, row.times, row.last_step))
+    return kept_alarms
 
 
 def metrics(connection: Connection, run: str) -> list[str]:
@@ -254,8 +258,8 @@ def optimizer(connection: Connection, run: str) -> str:
     """What the latest note of a run says of its optimizers."""
     mine = (POINTS.c.run_id == known_run(connection, run)) & POINTS.c.notes.like(f"%{OPTIMIZER}%")
     text = connection.execute(select(POINTS.c.notes).where(mine).order_by(POINTS.c.step.desc())).scalar()
-    found = [note for note in json_of(text or "[]") if note.startswith(OPTIMIZER)]
-    return str(found[-1]).removeprefix(OPTIMIZER) if found else ""
+    notes = [note for note in json_of(text or "[]") if note.startswith(OPTIMIZER)]
+    return str(notes[-1]).removeprefix(OPTIMIZER) if notes else ""
 
 
 def spool_lines(connection: Connection, spool: str) -> int:

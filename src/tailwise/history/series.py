@@ -78,17 +78,17 @@ def _values(
     )
     rows = connection.execute(query).all()
     shape = len(ids), len(points), last - first
-    found = np.empty(shape, np.float64)
+    values = np.empty(shape, np.float64)
     if len(rows) < len(ids) * len(points):
-        found.view(ABSENT.dtype)[:] = ABSENT
+        values.view(ABSENT.dtype)[:] = ABSENT
     # Straight to where it belongs: joining the bytes of each metric first took as long as reading them.
-    place = found.reshape(-1).view(np.uint8).data
+    place = values.reshape(-1).view(np.uint8).data
     metrics = {number: index * len(points) * width for index, number in enumerate(ids.values())}
     starts = {point: index * width for index, point in enumerate(points)}
     for point, metric, vector in rows:
         at = metrics[metric] + starts[point]
         place[at : at + width] = vector
-    return found
+    return values
 
 
 def _kept(layout: VectorLayout, layers: Layers, roles: Collection[str] | None) -> NDArray[np.intp]:
@@ -109,15 +109,15 @@ def _kept(layout: VectorLayout, layers: Layers, roles: Collection[str] | None) -
 
 
 def _part(
-    layout: VectorLayout, kept: NDArray[np.intp], heads: Sequence[Any], values: Mapping[str, NDArray[np.float64]]
+    layout: VectorLayout, places: NDArray[np.intp], heads: Sequence[Any], values: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
     """Columns of the points that share a layout, without the lines that have none of the metrics."""
-    columns = {name: _column(kept, mine) for name, mine in values.items()}
+    columns = {name: _column(places, mine) for name, mine in values.items()}
     part: dict[str, Any] = {
-        "step": np.repeat([head.step for head in heads], len(kept)),
-        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(kept)),
-        "place": np.tile(np.arange(len(kept)), len(heads)),
-        "places": [layout.places[index] for index in kept],
+        "step": np.repeat([head.step for head in heads], len(places)),
+        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(places)),
+        "place": np.tile(np.arange(len(places)), len(heads)),
+        "places": [layout.places[index] for index in places],
         "columns": columns,
     }
     some = ~np.logical_and.reduce([gone for _, gone in columns.values()])
@@ -127,10 +127,10 @@ def _part(
     return {**part, **fewer, "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()}}
 
 
-def _column(kept: NDArray[np.intp], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _column(places: NDArray[np.intp], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """One metric's values (points, layers from the first that is kept) of those that are, and which are absent."""
-    if len(kept) < values.shape[1]:
-        values = values[:, kept - kept[0]]
+    if len(places) < values.shape[1]:
+        values = values[:, places - places[0]]
     flat = values.reshape(-1)
     return flat, flat.view(ABSENT.dtype) == ABSENT
 

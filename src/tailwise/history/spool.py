@@ -63,15 +63,15 @@ class Spool:
     @classmethod
     def left_behind(cls, folder: Path) -> list[Spool]:
         """Spools whose processes have died, oldest first; they are this process's from now on."""
-        found = []
+        spools = []
         for path in sorted(folder.glob(f"*{SUFFIX}"), key=_age):
             with suppress(OSError):
                 lock = _opened(path)
                 if _locks(lock) and path.exists():
-                    found.append(cls(path, lock))
+                    spools.append(cls(path, lock))
                 else:
                     lock.close()
-        return found
+        return spools
 
     def append(self, item: Item) -> None:
         """Add a line. Raises `UnreachableError` where the disk is full."""

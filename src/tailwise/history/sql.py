@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 try:
     from sqlalchemy import (
@@ -38,7 +39,7 @@ try:
     )
     from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 except ModuleNotFoundError as error:
-    _FIX = 'pip install "tailwise[history]"'
+    _FIX = how_to_get("history")
     raise UsageError("a history takes SQLAlchemy, which is not installed", fix=_FIX) from error
 
 __all__ = [

@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.core.validation import checked
 from tailwise.history import prune as pruning
 from tailwise.history import read, write
 from tailwise.history.branch import put_resumed
-from tailwise.history.connect import bring_up_to_date, connect, is_url, plain, reading, shown, store_errors, writing
+from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
+from tailwise.history.migrate import bring_up_to_date
 from tailwise.history.point import Alarm, Point, Resumed, Tempo, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
@@ -29,14 +31,19 @@ _log = logging.getLogger(__name__)
 class History:
     """Points, audits and alarms of training runs, in an SQLite file or in PostgreSQL.
 
+    >>> from tailwise.runs import History, Point
     >>> with History("history.db") as history:
-    ...     history.series("my-run", ["alpha"], roles=["mlp_up"])
+    ...     history.add_point(Point("run", 10, "full", 0.0, layers={"up": {"alpha": 3.1}}))
+    ...     [(run.name, run.last_step) for run in history.runs()]
+    'new'
+    [('run', 10)]
 
     Any number of processes may read while one writes; writers wait for each other. What a method wrote is there when
     it returns, also where the process is killed next. A `History` may be used by several threads. After a fork, open
     another.
     """
 
+    @checked
     def __init__(self, where: str | os.PathLike[str], *, create: bool = True, patience: float = 30.0) -> None:
         """Open the store at a path or `postgresql://…` URL, and bring it up to date.
 
@@ -97,9 +104,9 @@ class History:
 
         Its spectra stay where they are: `path` is the `.audit` file that has them, or None.
         """
-        kept = None if path is None else str(Path(path).resolve())
+        where = None if path is None else str(Path(path).resolve())
         with writing(self._engine, self.where) as connection:
-            write.put_audit(connection, audit, run, step, kept)
+            write.put_audit(connection, audit, run, step, where)
 
     def add_alarm(self, alarm: Alarm) -> bool:
         """Add an alarm; whether it is new. One of the same key is counted, and its severity only rises."""
@@ -206,7 +213,7 @@ class History:
 
     def alarms(self, run: str | None = None) -> list[Alarm]:
         """The alarms of a run, or of all, in the order in which they were noticed first."""
-        return [kept.alarm for kept in self.kept_alarms(run)]
+        return [item.alarm for item in self.kept_alarms(run)]
 
     def kept_alarms(self, run: str | None = None) -> list[KeptAlarm]:
         """The same, with how often and until when each was noticed."""

@@ -80,13 +80,13 @@ def _vector(values: Sequence[float | None]) -> bytes:
 
 def unpacked(layout: VectorLayout, vectors: Mapping[str, bytes]) -> dict[str, dict[str, float]]:
     """Layer → metric → value, without what is absent."""
-    found: dict[str, dict[str, float]] = {item.name: {} for item in layout.places}
+    values: dict[str, dict[str, float]] = {item.name: {} for item in layout.places}
     for metric, data in vectors.items():
         vector, gone = floats(data)
         for item, value, is_gone in zip(layout.places, vector.tolist(), gone.tolist(), strict=True):
             if not is_gone:
-                found[item.name][metric] = value
-    return found
+                values[item.name][metric] = value
+    return values
 
 
 def floats(data: bytes | Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -67,12 +67,12 @@ def _united(known: Point, added: Point) -> tuple[Point, Added]:
     # As text: NaN is then equal to itself.
     if _text_of(both) == _text_of(known):
         return both, "same"
-    kept = all(
+    same = all(
         repr(both.layers[name][metric]) == repr(value)
         for name, values in known.layers.items()
         for metric, value in values.items()
     ) and all(repr(both.scalars[name]) == repr(value) for name, value in known.scalars.items())
-    return both, "merged" if kept else "changed"
+    return both, "merged" if same else "changed"
 
 
 def _text_of(point: Point) -> str:
@@ -141,9 +141,9 @@ def forget_spool(connection: Connection, spool: str) -> None:
 
 def run_id(connection: Connection, name: str) -> int:
     """The run's number; a run that is not known is made."""
-    found = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
-    if found is not None:
-        return int(found)
+    run = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
+    if run is not None:
+        return int(run)
     made = connection.execute(RUNS.insert().values(name=name, created=time.time()))
     return key_of(made)
 
@@ -171,9 +171,9 @@ def _insert(connection: Connection, run: int, head: _Head, layout: VectorLayout,
 def _layout_id(connection: Connection, run: int, layout: VectorLayout) -> int:
     digest = layout.digest
     mine = select(LAYOUTS.c.id).where(LAYOUTS.c.run_id == run, LAYOUTS.c.digest == digest)
-    found = connection.execute(mine).scalar()
-    if found is not None:
-        return int(found)
+    known = connection.execute(mine).scalar()
+    if known is not None:
+        return int(known)
     return key_of(connection.execute(LAYOUTS.insert().values(run_id=run, digest=digest, layers=layout.to_json())))
 
 

@@ -255,8 +255,8 @@ def _cells(values: tuple[float, ...]) -> tuple[int, tuple[int, ...], tuple[float
         inside = [[m for m in midpoints if low < m <= high] for low, high in pairwise(edges)]
         # A float32 may fall into the neighbouring cell, which must not hold the edge's midpoint.
         clear = all(abs((m + 1) * width - round((m + 1) * width)) > 1e-4 for m in midpoints)
-        if clear and all(len(found) <= 1 for found in inside):
+        if clear and all(len(group) <= 1 for group in inside):
             break
         width *= 2
     below = tuple(sum(m <= edge for m in midpoints) for edge in edges[:-1])
-    return width, below, tuple(found[0] if found else float("inf") for found in inside)
+    return width, below, tuple(group[0] if group else float("inf") for group in inside)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.registry import Registry
+from tailwise.core.synonyms import FORMATS as OTHER_NAMES
+from tailwise.core.validation import checked
 from tailwise.number_formats.casts import Float8Cast, PlainCast
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
 from tailwise.number_formats.ggml_blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
@@ -71,6 +76,48 @@ FORMATS: Mapping[str, str] = MappingProxyType(
 )
 
 Layout = Literal["tensor", "channel"] | int
+
+
+@dataclass(frozen=True)
+class NamedFormat:
+    """A number format that was added: its name, what it stores, and what makes it."""
+
+    name: str
+    summary: str
+    make: Callable[[], NumberFormat]
+
+
+#: Formats beside those of `FORMATS`, by name.
+ADDED: Registry[NamedFormat] = Registry("number format", "tailwise.number_formats", lambda: None)
+
+
+def number_format(name: str) -> Callable[[Callable[[], NumberFormat]], Callable[[], NumberFormat]]:
+    """Register the decorated function, which takes nothing and gives the format `name`, a frozen `NumberFormat`.
+
+    The first line of its docstring is the summary. Studies, plans and `apply` know the name from then on, as do files
+    that are read; where they are read without it, the name is unknown.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UsageError(f"{name!r} is no name of a format", fix="write small letters, digits and _, as int5")
+    if name in FORMATS:
+        raise UsageError(f"the number format {name!r} is built in", fix="choose another name")
+
+    def register(make: Callable[[], NumberFormat]) -> Callable[[], NumberFormat]:
+        made = make()
+        if not isinstance(made, NumberFormat) or made.name != name:
+            raise UsageError(f"what makes {name!r} gives {made!r}", fix=f"return a NumberFormat whose name is {name!r}")
+        summary = (inspect.getdoc(make) or "").split("\n", 1)[0]
+        ADDED.add(name, NamedFormat(name, summary, make), by=make.__module__)
+        return make
+
+    return register
+
+
+def format_names() -> dict[str, str]:
+    """Every base name, and what it stores."""
+    return {**FORMATS, **{name: item.summary for name, item in ADDED.items()}}
+
+
 _CASTS = {"fp64": ("float64", 64), "fp32": ("float32", 32), "fp16": ("float16", 16), "bf16": ("bfloat16", 16)}
 _E2M1 = MiniFloat(exponent=2, mantissa=1)
 _MX: dict[str, dict[str, MiniFloat | Float8]] = {
@@ -80,23 +127,35 @@ _MX: dict[str, dict[str, MiniFloat | Float8]] = {
 }
 
 
-@lru_cache(maxsize=256)
+@checked
 def parse_format(text: str) -> NumberFormat:
     """The format of a name: a base name of `FORMATS`, and suffixes in any order joined with "-".
 
     The canonical name is the base alone where all is default; else what differs, with the layout:
     "int4-sym-g128" is "int4", "int4-asym" is "int4-asym-g128".
     """
+    return _parsed(text)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> NumberFormat:
     base, *suffixes = text.strip().lower().split("-")
+    base = OTHER_NAMES.get(base, base)
     if (mix := re.fullmatch(r"(i?q[2-6]_k)_[sml]|(i?q[2-4])_[ml]", base)) is not None:
         fix = "name its types, and a budget says how much of each: --formats q4_k,q5_k,q6_k --bytes SIZE"
         raise UsageError(f"{mix[0].upper()} is a mix of types and no type", where=text, fix=fix)
-    if base not in FORMATS:
-        raise unknown_name("number format", base, FORMATS)
     words = _Suffixes(text, suffixes)
+    if base not in FORMATS and base in ADDED:
+        words.finish(base)
+        return ADDED[base].make()
+    if base not in FORMATS:
+        raise unknown_name("number format", base, format_names())
     made = _MAKERS[next(prefix for prefix in _MAKERS if base.startswith(prefix))](base, words)
     words.finish(base)
     return made
+
+
+ADDED.when_changed(_parsed.cache_clear)
 
 
 class _Suffixes:
@@ -120,11 +179,11 @@ class _Suffixes:
             raise UsageError(f"a group of {word[1:]} entries is none", where=self._text, fix="write g128, say")
         return int(word[1:])
 
-    def _only(self, found: list[str]) -> str | None:
-        if len(found) > 1:
-            raise UsageError(f"{' and '.join(found)} exclude each other", where=self._text, fix="keep one of them")
-        self._left = [word for word in self._left if word not in found]
-        return found[0] if found else None
+    def _only(self, suffixes: list[str]) -> str | None:
+        if len(suffixes) > 1:
+            raise UsageError(f"{' and '.join(suffixes)} exclude each other", where=self._text, fix="keep one of them")
+        self._left = [word for word in self._left if word not in suffixes]
+        return suffixes[0] if suffixes else None
 
     def finish(self, base: str) -> None:
         """A `UsageError` where a suffix was not taken."""

@@ -165,8 +165,8 @@ class BlockFormat(ScaledFormat):
         low, high = self.element.limits
         if isinstance(self.rule, HalfLargest):  # halves away from zero
             whole = scaled.abs().floor()
-            found = (whole + (2 * (scaled.abs() - whole)).floor()).mul_(scaled.sign())
-            return found.add_(0.0)  # integers know no −0
+            codes = (whole + (2 * (scaled.abs() - whole)).floor()).mul_(scaled.sign())
+            return codes.add_(0.0)  # integers know no −0
         return (scaled + (0.5 - low)).trunc_().clamp_(0, high - low).add_(low)
 
 

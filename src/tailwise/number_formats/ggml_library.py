@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ _PACKAGES = (("xllamacpp", ""), ("llama_cpp", "lib"))
 _PATTERNS = ("xllamacpp*.so", "xllamacpp*.pyd", "libggml-base.*", "ggml-base.dll")
 #: Of the mean: below it ggml's sums of weights vanish, and with them the scales of a block.
 _LEAST = 1e-6
-INSTALL = "pip install 'tailwise[ggml]'"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def needed_library(name: str) -> GgmlLibrary:
     """The library. `UsageError` where there is none."""
     found = ggml_library()
     if found is None:
-        raise UsageError(f"{name} is rounded by llama.cpp's own code, and no library of ggml is installed", fix=INSTALL)
+        raise UsageError(
+            f"{name} is rounded by llama.cpp's own code, and no library of ggml is installed", fix=how_to_get("ggml")
+        )
     return found
 
 

@@ -51,7 +51,7 @@ class Reach:
 class Quantized:
     """A block of a matrix after rounding."""
 
-    values: torch.Tensor  # (rows, cols), de-quantized: float32, and float64 for fp64
+    values: torch.Tensor  # (rows, cols), dequantized: float32, and float64 for fp64
     overflow: int  # entries that the format could not reach: clipped by more than half a step, or infinite now
     underflow: int  # non-zero entries that became zero
     grid: ValueGrid | None = None  # scales and zero points; None for a plain cast

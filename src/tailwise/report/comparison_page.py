@@ -12,6 +12,7 @@ from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.conclusion import conclusion
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking
+from tailwise.judging.compare.size_of_change import magnitude, scale
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.report.grid import Grid
 from tailwise.report.grid import to_csv as csv_text
@@ -56,6 +57,8 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
     parts.append(Text(conclusion(comparison), style="bold"))
+    if size := magnitude(comparison):
+        parts.append(Text(f"{size}."))
     for grid in grids(comparison, rows):
         parts += ["", _Drawn(grid)]
     for line in structure(comparison):
@@ -67,9 +70,10 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
 def markdown(comparison: Comparison, rows: int = 0) -> str:
     """The same as Markdown."""
     parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
+    parts += [f"{size}."] if (size := magnitude(comparison)) else []
     parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
-    said = [*structure(comparison), *comparison.notes]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)]).rstrip() + "\n"
+    lines = [*structure(comparison), *comparison.notes]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]).rstrip() + "\n"
 
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
@@ -150,6 +154,7 @@ def _weights(comparison: Comparison, rows: int) -> Grid:
     )
     k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
     below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
+    below = f"{below}\n{scale()}"
     return _grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
 
 
@@ -160,12 +165,12 @@ def structure(comparison: Comparison) -> list[str]:
     if not comparison.layers:
         return ["no matrix is measured in both audits: nothing is compared"]
     same = sum(layer.identical for layer in comparison.layers)
-    said = [f"all {same} matrices that are measured in both are identical"] if same == len(comparison.layers) else []
-    said += [f"renamed: {old} → {new}" for old, new in comparison.renamed]
-    said += [f"reshaped: {name}, {old} → {new}" for name, old, new in comparison.reshaped]
-    said += [f"missing: {name}" for name in comparison.missing]
-    said += [f"added: {name}" for name in comparison.added]
-    return said if len(said) <= 20 else [*said[:20], f"… and {len(said) - 20} more; --json has all"]
+    lines = [f"all {same} matrices that are measured in both are identical"] if same == len(comparison.layers) else []
+    lines += [f"renamed: {old} → {new}" for old, new in comparison.renamed]
+    lines += [f"reshaped: {name}, {old} → {new}" for name, old, new in comparison.reshaped]
+    lines += [f"missing: {name}" for name in comparison.missing]
+    lines += [f"added: {name}" for name in comparison.added]
+    return lines if len(lines) <= 20 else [*lines[:20], f"… and {len(lines) - 20} more; --json has all"]
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
@@ -177,11 +182,11 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
 
 def _csv_lines(comparison: Comparison) -> Iterator[Sequence[object]]:
     for layer in comparison.layers:
-        facts = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
+        about = (comparison.before, comparison.after, layer.name, layer.name_before, layer.role, layer.block)
         for name, d in layer.deltas.items():
-            yield *cells(facts), name, d.before, d.after, d.change, d.z, d.significant
+            yield *cells(about), name, d.before, d.after, d.change, d.z, d.significant
         for name, value in layer.weights.items():
-            yield *cells(facts), name, None, value, None, None, None
+            yield *cells(about), name, None, value, None, None, None
 
 
 def ranking_terminal(ranking: Ranking) -> RenderableType:
@@ -196,8 +201,8 @@ def ranking_terminal(ranking: Ranking) -> RenderableType:
 def ranking_markdown(ranking: Ranking) -> str:
     """The same as Markdown."""
     parts = [_as_markdown(grid) for grid in ranking_grids(ranking)]
-    said = "\n".join(f"- {line}" for line in (ranking.direction, *ranking.notes))
-    return "\n\n".join([f"# Ranking by {_TITLES[ranking.by]}", *parts, said]) + "\n"
+    lines = "\n".join(f"- {line}" for line in (ranking.direction, *ranking.notes))
+    return "\n\n".join([f"# Ranking by {_TITLES[ranking.by]}", *parts, lines]) + "\n"
 
 
 def ranking_csv(ranking: Ranking) -> str:
@@ -226,9 +231,9 @@ def ranking_grids(ranking: Ranking) -> Iterator[Grid]:
         yield _grid("scores", heads, tuple(_correlation_lines(ranking.correlations)))
 
 
-def _correlation_lines(found: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
-    for metric in dict.fromkeys(item.metric for item in found):
-        kinds = {item.kind: item for item in found if item.metric == metric}
+def _correlation_lines(correlations: Sequence[Correlation]) -> Iterator[tuple[str, ...]]:
+    for metric in dict.fromkeys(item.metric for item in correlations):
+        kinds = {item.kind: item for item in correlations if item.metric == metric}
         cells = [_TITLES[metric]]
         for item in (kinds["kendall"], kinds["spearman"]):
             interval = "–" if item.low is None or item.high is None else f"{item.low:+.2f} to {item.high:+.2f}"
@@ -257,16 +262,16 @@ class _Drawn:
             max(len(head), *(len(line[index]) for line in self._grid.lines), 1)
             for index, head in enumerate(self._grid.heads)
         )
-        kept, last = [0, 1], len(widths)
-        kept += [last] if self._grid.heads[-1] == "score" and last > 1 else []
-        left = room - min(names, _NAME) - sum(_GAP + widths[index - 1] for index in kept[1:])
+        columns, last = [0, 1], len(widths)
+        columns += [last] if self._grid.heads[-1] == "score" and last > 1 else []
+        left = room - min(names, _NAME) - sum(_GAP + widths[index - 1] for index in columns[1:])
         for index in range(2, last + 1):
-            if index not in kept:
+            if index not in columns:
                 left -= _GAP + widths[index - 1]
                 if left < 0:
                     break
-                kept.append(index)
-        return sorted(kept)
+                columns.append(index)
+        return sorted(columns)
 
 
 def _grid(title: str, heads: tuple[str, ...], lines: Sequence[Sequence[str]], below: str = "") -> Grid:

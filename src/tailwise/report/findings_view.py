@@ -27,37 +27,37 @@ SUFFIXES = (".json", ".md")
 OTHER_SIGNS = "Only noted: nothing needs doing for it alone. If you see other signs"
 
 
-def terminal(found: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
+def terminal(diagnosis: Diagnosis, limit: int = DEFAULT_EVIDENCE) -> RenderableType:
     """Everything that was found, with at most `limit` lines of evidence for a finding (0: all)."""
-    parts: list[RenderableType] = [Text(summary(found), style="bold")]
-    for finding in found.findings:
+    parts: list[RenderableType] = [Text(summary(diagnosis), style="bold")]
+    for finding in diagnosis.findings:
         parts += [Text(), _one(finding, limit)]
-    if found.not_looked:
+    if diagnosis.not_looked:
         parts += [Text(), Text("Could not look (which is not the same as fine)", style="bold")]
-        parts += [Text(f"  {item.code} {item.title}: {item.reason}", style="dim") for item in found.not_looked]
-    if found.not_evaluated:
+        parts += [Text(f"  {item.code} {item.title}: {item.reason}", style="dim") for item in diagnosis.not_looked]
+    if diagnosis.not_evaluated:
         parts += [Text(), Text("Not evaluated, layer by layer", style="bold")]
-        parts += [Text(f"  {line}", style="dim") for line in not_evaluated(found)]
-    if found.muted:
-        parts += [Text(), Text(f"Muted: {', '.join(found.muted)}", style="dim")]
+        parts += [Text(f"  {line}", style="dim") for line in not_evaluated(diagnosis)]
+    if diagnosis.muted:
+        parts += [Text(), Text(f"Muted: {', '.join(diagnosis.muted)}", style="dim")]
     return Group(*parts)
 
 
-def summary(found: Diagnosis) -> str:
-    """`model: 1 error, 2 warnings, 3 notes; 19 rules looked, 1 could not`."""
-    counts = Counter(finding.severity for finding in found.findings)
+def summary(diagnosis: Diagnosis) -> str:
+    """`model: 1 error, 2 warnings, 3 notes; 19 rules evaluated, 1 not evaluated`."""
+    counts = Counter(finding.severity for finding in diagnosis.findings)
     words = {"error": "error", "warning": "warning", "info": "note"}
     found_kinds = [(counts[name], words[name]) for name in reversed(SEVERITIES) if counts[name]]
     parts = [f"{number} {word}{'s' if number != 1 else ''}" for number, word in found_kinds]
     said = ", ".join(parts) if parts else "nothing found"
-    blind = f", {len(found.not_looked)} could not" if found.not_looked else ""
-    return f"{found.model}: {said}; {len(found.looked)} rules looked{blind}"
+    blind = f", {len(diagnosis.not_looked)} not evaluated" if diagnosis.not_looked else ""
+    return f"{diagnosis.model}: {said}; {len(diagnosis.looked)} rules evaluated{blind}"
 
 
-def not_evaluated(found: Diagnosis, most: int = 5) -> list[str]:
+def not_evaluated(diagnosis: Diagnosis, most: int = 5) -> list[str]:
     """A line for each rule that left layers out: which, and why."""
     lines = []
-    for item in found.not_evaluated:
+    for item in diagnosis.not_evaluated:
         more = f" and {len(item.layers) - most} more" if len(item.layers) > most else ""
         lines.append(f"{item.code} {item.title}: {', '.join(item.layers[:most])}{more}: {item.reason}")
     return lines
@@ -96,21 +96,25 @@ def _evidence(item: Evidence) -> Text:
     return Text.assemble((f"{item.layer}: " if item.layer else "", "bold"), item.says)
 
 
-def to_json(found: Sequence[Diagnosis]) -> str:
+def to_json(diagnoses: Sequence[Diagnosis]) -> str:
     """One diagnosis as an object, several as a list."""
-    documents = [one.to_json() for one in found]
+    documents = [one.to_json() for one in diagnoses]
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def to_markdown(found: Sequence[Diagnosis]) -> str:
+def to_markdown(diagnoses: Sequence[Diagnosis]) -> str:
     """For an issue or a wiki, with all the evidence."""
-    return "\n".join(line for one in found for line in _markdown(one))
+    return "\n".join(line for one in diagnoses for line in _markdown(one))
 
 
-def _markdown(found: Diagnosis) -> list[str]:
-    lines = [f"# Diagnosis of {found.model}", "", *(health.markdown(found.health, "AUDIT") if found.health else [])]
-    lines += [summary(found), ""]
-    for finding in found.findings:
+def _markdown(diagnosis: Diagnosis) -> list[str]:
+    lines = [
+        f"# Diagnosis of {diagnosis.model}",
+        "",
+        *(health.markdown(diagnosis.health, "AUDIT") if diagnosis.health else []),
+    ]
+    lines += [summary(diagnosis), ""]
+    for finding in diagnosis.findings:
         lines += [f"## {finding.severity.upper()} {finding.code} {finding.title}", "", finding.message, ""]
         in_code = tuple(f"`tailwise.training.remedies.{name}`" for name in finding.functions)
         if finding.noted:
@@ -121,10 +125,10 @@ def _markdown(found: Diagnosis) -> list[str]:
         lines += [f"Evidence (strength of the rule: {finding.strength}):", ""]
         lines += [f"- {f'`{item.layer}`: ' if item.layer else ''}{item.says}" for item in finding.evidence]
         lines += ["", f"See: {'; '.join(finding.references)}", ""]
-    if found.not_looked:
-        lines += ["## Could not look", "", *(f"- {i.code} {i.title}: {i.reason}" for i in found.not_looked), ""]
-    if found.not_evaluated:
-        lines += ["## Not evaluated", "", *(f"- {line}" for line in not_evaluated(found, most=10**6)), ""]
+    if diagnosis.not_looked:
+        lines += ["## Could not look", "", *(f"- {i.code} {i.title}: {i.reason}" for i in diagnosis.not_looked), ""]
+    if diagnosis.not_evaluated:
+        lines += ["## Not evaluated", "", *(f"- {line}" for line in not_evaluated(diagnosis, most=10**6)), ""]
     return lines
 
 
@@ -136,7 +140,7 @@ def check_target(path: str) -> None:
         raise UsageError("is a folder", where=path)
 
 
-def write(found: Sequence[Diagnosis], path: str) -> Path | str:
+def write(diagnoses: Sequence[Diagnosis], path: str) -> Path | str:
     """Write JSON or Markdown by the suffix of `path`. The file appears whole or not at all."""
-    text = to_json(found) + "\n" if Path(path).suffix.lower() == ".json" else to_markdown(found)
+    text = to_json(diagnoses) + "\n" if Path(path).suffix.lower() == ".json" else to_markdown(diagnoses)
     return write_whole(path, text.encode())

@@ -45,12 +45,12 @@ class Grid:
             table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in line))
         return Group(table, Text(self.below, style="dim")) if self.below else table
 
-    def only(self, kept: Sequence[int]) -> Grid:
+    def only(self, columns: Sequence[int]) -> Grid:
         """The same with these columns, and without the line below."""
-        places = {old: new for new, old in enumerate(kept)}
+        places = {old: new for new, old in enumerate(columns)}
         return replace(
-            self, heads=tuple(self.heads[index] for index in kept), below="",
-            lines=[[line[index] for index in kept] for line in self.lines],
+            self, heads=tuple(self.heads[index] for index in columns), below="",
+            lines=[[line[index] for index in columns] for line in self.lines],
             words=[places[index] for index in self.words if index in places],
             wrapping=[places[index] for index in self.wrapping if index in places],
         )  # fmt: skip
@@ -70,7 +70,9 @@ class Grid:
                              for i, cell in enumerate(line)) + "</tr>"
             for line in self.lines
         )  # fmt: skip
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        return (
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
 
     def _class(self, index: int) -> str:
         return ' class="text"' if index in self.words else ""

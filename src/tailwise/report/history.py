@@ -113,8 +113,8 @@ def medians(table: pa.Table, metrics: Sequence[str]) -> pa.Table:
     grouped = plain.group_by(keys, use_threads=False).aggregate([(name, "list") for name in metrics])
     columns = {name: pa.array([_median(values) for values in grouped[f"{name}_list"].to_pylist()], pa.float64())
                for name in metrics}  # fmt: skip
-    found = pa.table({**{key: grouped[key] for key in keys}, **columns})
-    return found.take(pc.sort_indices(found, [(key, "ascending") for key in keys]))
+    joined = pa.table({**{key: grouped[key] for key in keys}, **columns})
+    return joined.take(pc.sort_indices(joined, [(key, "ascending") for key in keys]))
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -127,16 +127,17 @@ def plain(table: pa.Table) -> list[dict[str, Any]]:
     return [{name: _finite(value) for name, value in line.items()} for line in table.to_pylist()]
 
 
-def alarm_line(kept: KeptAlarm) -> dict[str, Any]:
+def alarm_line(item: KeptAlarm) -> dict[str, Any]:
     """An alarm as plain JSON."""
-    return {**kept.alarm.to_json(), "times": kept.times, "last_step": kept.last_step}
+    return {**item.alarm.to_json(), "times": item.times, "last_step": item.last_step}
 
 
-def audit_line(kept: KeptAudit) -> dict[str, Any]:
+def audit_line(stored: KeptAudit) -> dict[str, Any]:
     """An audit as plain JSON."""
-    facts = kept.provenance
-    return {"step": kept.step, "time": kept.time, "model": facts.model, "revision": facts.revision, "path": kept.path,
-            "fingerprint": facts.fingerprint, "summary": {k: _finite(v) for k, v in kept.summary.items()}}  # fmt: skip
+    provenance = stored.provenance
+    return {"step": stored.step, "time": stored.time, "model": provenance.model, "revision": provenance.revision,
+            "path": stored.path, "fingerprint": provenance.fingerprint,
+            "summary": {k: _finite(v) for k, v in stored.summary.items()}}  # fmt: skip
 
 
 def write_table(table: pa.Table, path: str) -> Path | str:

@@ -128,10 +128,10 @@ class _ReportPage:
         charts = charts_of("audit" if len(view.audits) == 1 else "several")
         sections = []
         for family in dict.fromkeys(chart.family for chart in charts):
-            found = [(chart, view, chart.name) for chart in charts if chart.family == family]
+            figures = [(chart, view, chart.name) for chart in charts if chart.family == family]
             if family == "heat":
-                found = self._heat_maps(found[0][0])
-            sections.append((family, _FAMILIES.get(family, family), self._figures(found)))
+                figures = self._heat_maps(figures[0][0])
+            sections.append((family, _FAMILIES.get(family, family), self._figures(figures)))
         if view.base is not None:
             sections.append(("base", _FAMILIES["base"], self._against_base()))
         return sections
@@ -149,15 +149,15 @@ class _ReportPage:
             if view.comparison.identical:
                 texts.append(f'{name}<p class="quiet">Identical to the base, to the byte.</p>')
                 continue
-            found = [(chart, view, f"{chart.name}-{index}") for chart in charts_of("base")]
+            figures = [(chart, view, f"{chart.name}-{index}") for chart in charts_of("base")]
             notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in view.comparison.notes)
-            said = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
-            texts.append(name + said + notes + self._figures(found))
+            verdict = f'<p class="health info">{escape(conclusion(view.comparison))}</p>'
+            texts.append(name + verdict + notes + self._figures(figures))
         return "".join(texts)
 
-    def _figures(self, found: Sequence[tuple[Chart, ChartView, str]]) -> str:
+    def _figures(self, figures: Sequence[tuple[Chart, ChartView, str]]) -> str:
         texts, absent = [], {}
-        for chart, view, key in found:
+        for chart, view, key in figures:
             try:
                 spec = spec_of(chart, view, titled=False, shared=_SHARED)
             except UsageError as error:

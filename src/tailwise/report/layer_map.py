@@ -37,8 +37,8 @@ class Paint:
 def paints(audit: Audit, atlas: Atlas | None = None) -> list[Paint]:
     """The ways to colour an audit: by its place among healthy models where enough are known, and by α."""
     others = (default() if atlas is None else atlas).without(audit)
-    found = [_of_atlas(audit, others, metric, title) for metric, title in _TOLD.items()]
-    paints_ = [paint for paint in found if paint.colors]
+    made = [_of_atlas(audit, others, metric, title) for metric, title in _TOLD.items()]
+    paints_ = [paint for paint in made if paint.colors]
     return [*paints_, *([_of_alpha(audit)] if any("alpha" in layer.row.metrics for layer in audit) else [])]
 
 
@@ -65,8 +65,8 @@ def _of_alpha(audit: Audit) -> Paint:
         row, alpha = layer.row, usable(layer.row, "alpha", estimator_of(audit))
         shown = value_of(row, "alpha")
         if alpha is None:
-            said = "no exponent" if shown is None else f"α {shown:.2f}, of a fit that is not trusted"
-            colors[row.name] = ("a-", said)
+            words = "no exponent" if shown is None else f"α {shown:.2f}, of a fit that is not trusted"
+            colors[row.name] = ("a-", words)
         else:
             band = f"a{sum(alpha >= bound for bound in _BANDS)}" if kind == "ks" else "a1"
             colors[row.name] = (band, f"α {alpha:.2f}")
@@ -83,7 +83,7 @@ def _of_alpha(audit: Audit) -> Paint:
     return Paint("alpha", "α", caption, colors, legend)
 
 
-def layer_map(audit: Audit, found: Diagnosis, to: To, atlas: Atlas | None = None) -> str:
+def layer_map(audit: Audit, diagnosis: Diagnosis, to: To, atlas: Atlas | None = None) -> str:
     """The map as HTML; "" where nothing was measured."""
     rows = [layer.row for layer in audit]
     ways = paints(audit, atlas)
@@ -91,7 +91,7 @@ def layer_map(audit: Audit, found: Diagnosis, to: To, atlas: Atlas | None = None
         return ""
     if len(rows) > _MANY:
         ways = [ways[0], *ways[1:][-1:]]  # a page of many thousand cells is slow to load
-    named = {name: item.severity for item in reversed(found.findings) if not item.noted for name in item.layers}
+    named = {name: item.severity for item in reversed(diagnosis.findings) if not item.noted for name in item.layers}
     blocks = sorted({row.block for row in rows if row.block is not None})
     roles = list(dict.fromkeys(row.role for row in rows if row.block is not None))
     outside = [row for row in rows if row.block is None]
@@ -129,7 +129,8 @@ def _grid(
     )
     label = escape(f"Map of layers: {len(roles)} roles in {len(blocks)} blocks", quote=True)
     head = f"<thead><tr><th>block</th>{head}</tr></thead>"
-    return f'<div class="scroll"><table class="cells" aria-label="{label}">{head}<tbody>{body}</tbody></table></div>'
+    table = f'<table class="cells" aria-label="{label}">{head}<tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _outside(way: Paint, rows: Sequence[LayerRow], named: Mapping[str, str], to: To) -> str:

@@ -23,9 +23,9 @@ from tailwise.report.grid import to_csv as csv_text
 
 def to_json(audit: Audit) -> str:
     """The whole table, measured or not, with provenance and summary. No NaN: null where there is no value."""
-    found = diagnose(audit)
+    diagnosis = diagnose(audit)
     document = {
-        "health": None if found.health is None else found.health.to_json(),
+        "health": None if diagnosis.health is None else diagnosis.health.to_json(),
         "provenance": audit.provenance.to_json(),
         "summary": audit.summary(),
         "layers": [_without_nulls(row) for row in audit.table(unmeasured=True).to_dicts()],
@@ -56,7 +56,7 @@ def to_markdown(audit: Audit) -> str:
 
     rows = audit.table().to_dicts()
     shown = [column for column in BRIEF if not rows or column.key in rows[0] or column.combined]
-    verdict = [] if (found := diagnose(audit).health) is None else health.markdown(found, "AUDIT")
+    verdict = [] if (health_line := diagnose(audit).health) is None else health.markdown(health_line, "AUDIT")
     lines = [f"# Audit of {in_markdown(audit.model)}", "", *verdict, columns_grid(shown, rows).to_markdown()]
     if audit.unmeasured:
         lines += ["", "Not measured:", ""]
@@ -88,6 +88,12 @@ def check_target(path: str) -> None:
     if not _is_audit_path(path) and target.suffix.lower() not in _WRITERS:
         known = ", ".join([*_WRITERS, ".audit"])
         raise UsageError(f"the suffix {target.suffix!r} is not known", where=path, fix=f"choose one of {known}")
+    check_place(path)
+
+
+def check_place(path: str) -> None:
+    """The same of a file of whatever suffix."""
+    target = Path(path)
     if is_url(path):
         filesystem(path)  # whether its driver is there; that it may be written shows when it is
         return

@@ -47,29 +47,29 @@ def header(title: str, audits: Sequence[Audit], names: Sequence[str], verdict: s
 
 
 def _facts(audit: Audit) -> dict[str, str]:
-    facts = audit.provenance
+    provenance = audit.provenance
     return {
         "model": audit.model,
-        "format": facts.format,
+        "format": provenance.format,
         "matrices measured": str(len(audit)),
         "not measured": str(len(audit.unmeasured)),
         "parameters measured": f"{sum(layer.row.n_params for layer in audit):,}",
         "mean α (all roles)": mean_alpha_words(audit),
-        "recipe": _recipe(facts.recipe),
-        "measured on": facts.started[:16].replace("T", " ") + " UTC",
-        "took": f"{facts.seconds:.1f} s, {facts.device}, {facts.workers} workers",
+        "recipe": _recipe(provenance.recipe),
+        "measured on": provenance.started[:16].replace("T", " ") + " UTC",
+        "took": f"{provenance.seconds:.1f} s, {provenance.device}, {provenance.workers} workers",
     }
 
 
 def _origin(audit: Audit) -> str:
-    facts = audit.provenance
+    provenance = audit.provenance
     origin = {
-        "revision": facts.revision or "",
-        "fingerprint of all matrices": facts.fingerprint,
-        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
-        "selection": ", ".join(f"{name} {value}" for name, value in facts.selection.items() if value),
+        "revision": provenance.revision or "",
+        "fingerprint of all matrices": provenance.fingerprint,
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
+        "selection": ", ".join(f"{name} {value}" for name, value in provenance.selection.items() if value),
         "the whole recipe": ", ".join(
-            f"{name} {value}" for name, value in facts.recipe.items() if value not in ([], ())
+            f"{name} {value}" for name, value in provenance.recipe.items() if value not in ([], ())
         ),
     }
     return listed(f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)
@@ -83,7 +83,7 @@ def _recipe(recipe: Mapping[str, object]) -> str:
 
 
 def findings(diagnosis: Diagnosis, link: Link) -> str:
-    """What the rules found, worst first, and what they could not look at."""
+    """What the rules found, worst first, and which were not evaluated."""
     noted = [_finding(item, link) for item in diagnosis.findings if item.noted]
     body = "".join(_finding(item, link) for item in diagnosis.findings if not item.noted)
     if noted:
@@ -97,8 +97,8 @@ def findings(diagnosis: Diagnosis, link: Link) -> str:
 def _not_looked(diagnosis: Diagnosis) -> str:
     items = [f"<b>{escape(item.code)} {escape(item.title)}</b>: {_code(item.reason)}" for item in diagnosis.not_looked]
     muted = f'<p class="quiet">Muted: {escape(", ".join(diagnosis.muted))}.</p>' if diagnosis.muted else ""
-    looked = f'<p class="quiet">{len(diagnosis.looked)} rules looked.</p>' if diagnosis.findings else ""
-    blind = fold(f"{count(len(items), 'rule')} could not look, which is not the same as finding nothing", listed(items))
+    looked = f'<p class="quiet">{len(diagnosis.looked)} rules evaluated.</p>' if diagnosis.findings else ""
+    blind = fold(f"{count(len(items), 'rule')} not evaluated, which is not the same as finding nothing", listed(items))
     left = [_code(line) for line in not_evaluated(diagnosis)]
     skipped = fold("Layers that a rule left out", listed(left)) if left else ""
     return looked + (blind if items else "") + skipped + muted
@@ -227,4 +227,4 @@ def definitions(names: Sequence[str]) -> str:
 
 def _table(head: str, body: str) -> str:
     rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="words">{rows}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table class="words">{rows}</table></div>'

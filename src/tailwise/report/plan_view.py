@@ -52,12 +52,12 @@ def _cell(decisions: Sequence[Decision]) -> str:
     return f"{mean:.3f} {next(iter(patterns))}" if mixed else f"{mean:.3f}"
 
 
-def diff_grid(found: PlanDiff, rows: int = 100) -> Grid:
+def diff_grid(difference: PlanDiff, rows: int = 100) -> Grid:
     """One line per changed field, then the tensors that only one plan has."""
-    lines = [(item.field, "", _text(item.before), _text(item.after)) for item in found.head]
-    lines += [(item.tensor, item.field, _text(item.before), _text(item.after)) for item in found.changed]
-    lines += [(tensor, "entry", "yes", "no") for tensor in found.removed]
-    lines += [(tensor, "entry", "no", "yes") for tensor in found.added]
+    lines = [(item.field, "", _text(item.before), _text(item.after)) for item in difference.head]
+    lines += [(item.tensor, item.field, _text(item.before), _text(item.after)) for item in difference.changed]
+    lines += [(tensor, "entry", "yes", "no") for tensor in difference.removed]
+    lines += [(tensor, "entry", "no", "yes") for tensor in difference.added]
     shown = lines[:rows] if rows else lines
     return _of_words(("tensor", "field", "before", "after"), shown, len(lines) - len(shown))
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.report.charts.chart import CHARTS, Chart, require_altair
 from tailwise.report.charts.view import ChartView
 from tailwise.report.theme import TOKENS, config, palette_of
@@ -19,6 +21,7 @@ from tailwise.report.theme import TOKENS, config, palette_of
 Spec = dict[str, Any]
 
 
+@checked
 def plot(
     chart: str,
     audits: AuditLike | Sequence[AuditLike],
@@ -36,8 +39,10 @@ def plot(
     require_altair()
     import altair
 
-    given = [audits] if isinstance(audits, Audit | str | os.PathLike) else audits
+    given = [audits] if isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable) else audits
     audits, base = tuple(Audit.of(one) for one in given), None if base is None else Audit.of(base)
+    if metric is not None:
+        metric = known_name(metric, {name for one in audits for layer in one for name in layer.row.metrics})
     view = ChartView(audits, palette=palette_of(theme), base=base, layer_name=layer, metric_name=metric)
     spec = spec_of(CHARTS[chart], view)
     datasets = spec.pop("datasets")
@@ -58,7 +63,8 @@ def spec_of(chart: Chart, view: ChartView, *, titled: bool = True, shared: Set[s
 
 
 def _used(rows: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
-    fields = [name for name in (rows[0] if rows else ()) if re.search(rf"\b{re.escape(name)}\b", text)]
+    every = dict.fromkeys(name for row in rows for name in row)
+    fields = [name for name in every if re.search(rf"\b{re.escape(name)}\b", text)]
     return [{name: row[name] for name in fields if name in row} for row in rows]
 
 

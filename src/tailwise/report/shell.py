@@ -49,8 +49,8 @@ def bundle() -> str:
     import vl_convert
 
     # A page's script ends at the first "</script", even inside a string.
-    found: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
-    return f"/*!\n{asset('NOTICES.txt')}*/\n" + str(found()).replace("</script", "<\\/script")
+    source: Any = vl_convert.javascript_bundle  # its type stub asks for a snippet that is optional
+    return f"/*!\n{asset('NOTICES.txt')}*/\n" + str(source()).replace("</script", "<\\/script")
 
 
 def layer_table(columns: Sequence[tuple[str, str, bool]]) -> str:
@@ -65,6 +65,7 @@ def layer_table(columns: Sequence[tuple[str, str, bool]]) -> str:
         '<div class="controls"><input id="filter" type="search" placeholder="Filter by name, role, status …" '
         'aria-label="Filter the table"><button id="back" type="button">Back</button>'
         '<button id="next" type="button">Next</button><span class="quiet" id="count" aria-live="polite"></span>'
-        f'</div><div class="scroll"><table id="layer-table" data-columns="{shown}"><thead><tr>{head}</tr></thead>'
+        f'</div><div class="scroll" tabindex="0"><table id="layer-table" data-columns="{shown}">'
+        f"<thead><tr>{head}</tr></thead>"
         "<tbody></tbody></table></div>"
     )

@@ -84,27 +84,31 @@ def troubles(status: SweepStatus) -> RenderableType:
     return Group(*lines)
 
 
-def forecast_lines(found: Forecast) -> Sequence[tuple[str, str]]:
+def forecast_lines(forecast: Forecast) -> Sequence[tuple[str, str]]:
     """What a sweep would cost, as titles and texts."""
-    cost = found.cost
-    looked = "" if found.sampled == found.models else f", from the headers of {found.sampled} at even distances"
-    spread = f" (± {found.spread:.0%})" if found.spread else ""
+    cost = forecast.cost
+    looked = (
+        "" if forecast.sampled == forecast.models else f", from the headers of {forecast.sampled} at even distances"
+    )
+    spread = f" (± {forecast.spread:.0%})" if forecast.spread else ""
     known = f", {cost.known} of them known or shared" if cost.known else ""
     unreadable = (
-        [("not read", f"{len(found.unreadable)} of the {found.sampled} looked at:")] if found.unreadable else []
+        [("not read", f"{len(forecast.unreadable)} of the {forecast.sampled} looked at:")]
+        if forecast.unreadable
+        else []
     )
     return [
-        ("models", f"{found.models}{looked}"),
+        ("models", f"{forecast.models}{looked}"),
         *unreadable,
-        *(("", printable(f"{model}: {reason}")) for model, reason in found.unreadable[:_SHOWN]),
+        *(("", printable(f"{model}: {reason}")) for model, reason in forecast.unreadable[:_SHOWN]),
         ("matrices", f"{cost.matrices}{known}"),
         ("work", f"{cost.flops:.2e} operations (n·m² + 4/3·m³ a matrix)"),
         ("read", decimal(cost.bytes)),
         ("processor", f"{duration(cost.core_seconds)} of one core{spread}"),
-        ("time", f"{duration(cost.wall_seconds)} with {found.workers} workers here, if reading keeps up"),
-        ("memory", f"{decimal(found.memory)} above the interpreter's own, for the largest"),
+        ("time", f"{duration(cost.wall_seconds)} with {forecast.workers} workers here, if reading keeps up"),
+        ("memory", f"{decimal(forecast.memory)} above the interpreter's own, for the largest"),
         ("results", f"about {decimal(cost.kept_bytes)}"),
-        ("dollars", f"{found.dollars:.2f}{spread}"),
+        ("dollars", f"{forecast.dollars:.2f}{spread}"),
     ]
 
 
@@ -112,10 +116,12 @@ def outcome_line(outcome: Any) -> Text:
     """One line on a model that is finished."""
     model, reason, remedy = map(printable, (outcome.model, outcome.reason, outcome.remedy))
     if outcome.became == "done":
-        facts = outcome.facts
-        alpha = facts["values"].get("mean_alpha")
+        measured = outcome.facts
+        alpha = measured["values"].get("mean_alpha")
         mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        said = f"{model}: {facts['matrices']} matrices{mean}, {facts['seconds']:.1f} s, {facts['reused']} known"
+        said = (
+            f"{model}: {measured['matrices']} matrices{mean}, {measured['seconds']:.1f} s, {measured['reused']} known"
+        )
         return Text(f"{said}; {reason}" if reason else said, style="yellow" if reason else "")
     said = {"failed": "FAILED", "waiting": "to be tried again", "lost": "another worker has it"}[outcome.became]
     text = f"{model}: {said}" + (f": {reason}" if reason else "")

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderHook, RenderResult
 from rich.segment import Segment
+from rich.table import Table
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -21,14 +23,83 @@ from tailwise.audits.trusted import left_out_words, usable, usable_values
 from tailwise.core.harmless import visible
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
 from tailwise.report.columns import BRIEF, cell
-from tailwise.report.fitted import FitColumn, Fitted
 from tailwise.spectrum.metrics.metric import METRICS
+
+_GAP = 2
+_LEAST_NAME = 20
+
+
+@dataclass(frozen=True)
+class FitColumn:
+    """A column, and when it is given up: the highest number first, 0 never."""
+
+    title: str
+    numeric: bool = False
+    give_up: int = 0
+    name: bool = False  # may be shortened in the middle
+
+
+class Fitted:
+    """Rows as a table of as many columns as there is room for."""
+
+    def __init__(self, columns: Sequence[FitColumn], rows: Sequence[Sequence[str | Text]]) -> None:
+        self._columns, self._rows = list(columns), [[_text(cell) for cell in row] for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = self._kept(options.max_width)
+        widths = [self._width(index) for index in columns]
+        over = sum(widths) + _GAP * (len(columns) - 1) - options.max_width
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        room = {}
+        for index, width in zip(columns, widths, strict=True):
+            column = self._columns[index]
+            room[index] = max(_LEAST_NAME, width - over) if column.name and over > 0 else width
+            table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True,
+                             min_width=room[index])  # fmt: skip
+        for row in self._rows:
+            table.add_row(*(_shortened(row[index], room[index], name=self._columns[index].name) for index in columns))
+        yield table
+
+    def _kept(self, width: int) -> list[int]:
+        columns = list(range(len(self._columns)))
+        while self._least(columns) > width and any(self._columns[index].give_up for index in columns):
+            columns.remove(max(columns, key=lambda index: self._columns[index].give_up))
+        return columns
+
+    def _least(self, columns: Sequence[int]) -> int:
+        widths = [min(self._width(index), _LEAST_NAME) if self._columns[index].name else self._width(index)
+                  for index in columns]  # fmt: skip
+        return sum(widths) + _GAP * (len(columns) - 1)
+
+    def _width(self, index: int) -> int:
+        return max([cell_len(self._columns[index].title), *(row[index].cell_len for row in self._rows)])
+
+
+def _text(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _shortened(text: Text, width: int, *, name: bool) -> Text:
+    return Text(shortened(text.plain, width), style=text.style) if name and text.cell_len > width else text
+
+
+def shortened(name: str, width: int) -> str:
+    """A name of at most `width` characters: its middle left out, since both ends tell names apart.
+
+    >>> shortened("model.layers.17.self_attn.q_proj", 20)
+    'model.laye…tn.q_proj'
+    """
+    if cell_len(name) <= width or width < 5:
+        return name
+    head = width // 2
+    return f"{name[:head]}…{name[-(width - head - 1) :]}"
+
 
 #: Tables longer than this are cut, and say so.
 DEFAULT_ROWS = 100
 
 
-def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = None) -> RenderableType:
+def layers(audit: Audit, limit: int = DEFAULT_ROWS, diagnosis: Diagnosis | None = None) -> RenderableType:
     """One line per measured matrix, with as many columns as there is room for; at most `limit` lines, 0 for all.
 
     With a diagnosis, the last column names the findings that a layer needs a look for.
@@ -41,7 +112,7 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = No
     cut = rows if limit == 0 else rows[:limit]
     columns = [FitColumn(one.title, one.numeric, one.give_up, one.key == "name") for one in shown]
     cells: list[list[str | Text]] = [[cell(column, row) for column in shown] for row in cut]
-    named = _codes(found)
+    named = _codes(diagnosis)
     if named:
         columns.append(FitColumn("finding"))
         for line, row in zip(cells, cut, strict=True):
@@ -52,10 +123,10 @@ def layers(audit: Audit, limit: int = DEFAULT_ROWS, found: Diagnosis | None = No
     return Group(table, Text(f"… and {left} more; --rows 0 shows all", style="dim")) if left else table
 
 
-def _codes(found: Diagnosis | None) -> dict[str, tuple[str, str]]:
+def _codes(diagnosis: Diagnosis | None) -> dict[str, tuple[str, str]]:
     """Layer → the codes of warnings and errors that name it, and their style."""
     named: dict[str, list[Finding]] = {}
-    for item in found.findings if found else ():
+    for item in diagnosis.findings if diagnosis else ():
         for name in () if item.noted else item.layers:
             named.setdefault(name, []).append(item)
     return {
@@ -127,8 +198,8 @@ def _middle(values: Sequence[float], digits: int) -> str:
 
 def closing(audit: Audit) -> RenderableType:
     """What was measured, reused and left out, in a few lines."""
-    facts = audit.provenance
-    lines = [Text(f"{len(audit)} matrices measured in {facts.seconds:.1f} s ({facts.reused} spectra reused)")]
+    provenance = audit.provenance
+    lines = [Text(f"{len(audit)} matrices measured in {provenance.seconds:.1f} s ({provenance.reused} spectra reused)")]
     counts = Counter(row.status for row in audit.unmeasured)
     if counts:
         parts = ", ".join(f"{count} {status.lower().replace('_', ' ')}" for status, count in counts.items())
@@ -137,8 +208,8 @@ def closing(audit: Audit) -> RenderableType:
     lines += [Text(f"  {row.name}: {row.status}: {row.reason}", style="red") for row in bad[:10]]
     if len(bad) > 10:
         lines.append(Text(f"  … and {len(bad) - 10} more", style="red"))
-    lines += [Text(note, style="yellow") for note in facts.notes]
-    lines += [Text(said, style="dim")] if (said := left_out_words(audit)) else []
+    lines += [Text(note, style="yellow") for note in provenance.notes]
+    lines += [Text(words, style="dim")] if (words := left_out_words(audit)) else []
     return Group(*lines)
 
 
@@ -174,11 +245,11 @@ def metrics_table(chosen: Sequence[str]) -> RenderableType:
 
 def console(**options: Any) -> Console:
     """A console that keeps tables whole when the output is not a terminal."""
-    found = _Console(highlight=False, **options)
-    if not found.is_terminal:
-        found = _Console(highlight=False, width=max(found.width, 160), **options)
-    found.push_render_hook(_Harmless())
-    return found
+    made = _Console(highlight=False, **options)
+    if not made.is_terminal:
+        made = _Console(highlight=False, width=max(made.width, 160), **options)
+    made.push_render_hook(_Harmless())
+    return made
 
 
 class _Harmless(RenderHook):

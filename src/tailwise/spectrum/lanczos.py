@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.spectrum.solvers.bidiagonal import (
     MatrixProducts,
     bidiagonalise,
@@ -57,6 +58,8 @@ class LanczosOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, seed=0)
         if self.steps < 3 or self.probes < 2 or self.leading < 1:
             raise UsageError(f"{self} is too little", fix="give steps ≥ 3, probes ≥ 2 and leading ≥ 1")
         if not 0.0 < self.level < 1.0:

@@ -60,8 +60,8 @@ def _vuong(differences: Vector) -> Rival:
 
 
 def _nested(tail: Vector, alpha: float) -> Rival:
-    found = fit_truncated(tail, alpha)
-    gain = 0.0 if found is None else max(2 * len(tail) * found.gain, 0.0)
+    truncated = fit_truncated(tail, alpha)
+    gain = 0.0 if truncated is None else max(2 * len(tail) * truncated.gain, 0.0)
     return Rival(-math.sqrt(gain), float(special.chdtrc(1, gain)))
 
 
@@ -78,8 +78,8 @@ def _lognormal(logs: Vector) -> Vector:
     def density(parameters: Vector) -> Vector:
         mu, sigma = float(parameters[0]), math.exp(float(parameters[1]))
         inside = -0.5 * ((logs - mu) / sigma) ** 2 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
-        found: Vector = inside - logs - special.log_ndtr(mu / sigma)
-        return found
+        log_density: Vector = inside - logs - special.log_ndtr(mu / sigma)
+        return log_density
 
     mean, sd = float(logs.mean()), max(float(logs.std()), 1e-6)
     # Far below 0 the cut-off lognormal turns into a power law; further down nothing changes but rounding.

@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.registry import Registry
+from tailwise.core.shown import Brief
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.spectrum.ks_scan import distance_truncated, ks_at, scan, scan_truncated
 
 #: WeightWatcher's threshold: smaller eigenvalues count as zero in `ks`, `ks_clip`, `mid` and `peak`.
@@ -38,8 +41,8 @@ _MOST_DUST = 0.1
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class TailFit:
+@dataclass(frozen=True, repr=False)
+class TailFit(Brief):
     """A fitted power law, or why there is none."""
 
     estimator: str
@@ -70,13 +73,29 @@ class TailOptions:
     floor: float = 0.0  # λ up to this are not known and count as zero (the error bound of a float32 spectrum)
     rounding: float = 0.0  # σ may be off by this much: what the stored type leaves (`spectrum.rounding`)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, max_fingers=0, floor=0, rounding=0)
+        if not 0.0 < self.k_frac <= 1.0:
+            raise UsageError(f"k_frac is {self.k_frac}", fix="give a fraction in (0, 1], e.g. 0.1")
 
+
+Estimate = Callable[[Vector, TailOptions], TailFit]
+
+
+@checked
 def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions | None = None) -> TailFit:
     """Fit the tail of `eigenvalues` (m values ≥ 0, in any order) by the named estimator.
 
     A spectrum of fewer than 50 values is fitted and marked; a tail without spread is `DEGENERATE`. Values below zero
     by no more than the rounding of an eigenvalue solver count as zero. Raises `UsageError` for an unknown estimator,
     and for values that are no spectrum: not finite, below zero, or not on one axis.
+
+    >>> import numpy as np, tailwise as tw
+    >>> values = np.random.default_rng(0).pareto(2.0, 5000) + 1  # density ∝ λ^−3
+    >>> fit = tw.fit_tail(values)
+    >>> abs(fit.alpha - 3) < 3 * fit.sigma
+    True
     """
     eigenvalues = _spectrum(eigenvalues)
     if estimator not in ESTIMATORS:
@@ -84,6 +103,10 @@ def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions
     chosen = options or TailOptions()
     known = np.where(eigenvalues > chosen.floor, eigenvalues, 0.0)
     fit = ESTIMATORS[estimator](known, chosen)
+    if not isinstance(fit, TailFit):
+        raise UsageError(
+            f"the estimator {estimator} gave a {type(fit).__name__}", fix="return `fixed_tail(…)`, a TailFit"
+        )
     count = int(np.count_nonzero(known > chosen.rounding**2))
     if fit.ok and count < MIN_EVALS_FOR_VERDICT:
         remedy = f"{count} eigenvalues above zero: read alpha with its error, give no verdict"
@@ -92,7 +115,10 @@ def fit_tail(eigenvalues: ArrayLike, estimator: str = "ks", options: TailOptions
 
 
 def _spectrum(given: ArrayLike) -> Vector:
-    values = np.asarray(given, dtype=np.float64)
+    try:
+        values = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"eigenvalues are no numbers ({error})", fix="give a list or an array of numbers") from error
     if values.ndim != 1:
         raise UsageError(f"eigenvalues have the shape {values.shape}", fix="give them on one axis")
     if not np.isfinite(values).all():
@@ -157,8 +183,7 @@ def _ks_truncated(eigenvalues: Vector, options: TailOptions) -> TailFit:
 _OF_LARGEST = ("top", "top_outside")
 #: Part of σ_max up to which rounding can hide no large value; codes of few bits have values of their own.
 _FINE = 0.05
-#: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
-ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
+_BUILT_IN: Mapping[str, Estimate] = {
     "top": _top,
     "top_outside": _top_outside,
     "mid": _mid,
@@ -167,8 +192,34 @@ ESTIMATORS: Mapping[str, Callable[[Vector, TailOptions], TailFit]] = {
     "ks_clip": _ks_clip,
     "ks_truncated": _ks_truncated,
 }
-#: What the option `estimator` takes.
-ESTIMATOR_NAMES = (*ESTIMATORS, "farms")
+
+
+def _load_built_ins() -> None:
+    for name, function in _BUILT_IN.items():
+        ESTIMATORS.add(name, function, by=__name__)
+
+
+#: Estimator name → function of (ascending eigenvalues, options). `farms` is a way of sampling W, not of fitting.
+ESTIMATORS: Registry[Estimate] = Registry("estimator", "tailwise.estimators", _load_built_ins)
+
+
+def estimator_names() -> tuple[str, ...]:
+    """What the option `estimator` takes."""
+    return (*ESTIMATORS, "farms")
+
+
+def estimator(name: str) -> Callable[[Estimate], Estimate]:
+    """Register the decorated function as an estimator of α: (ascending eigenvalues, `TailOptions`) → `TailFit`.
+
+    `fixed_tail(name, eigenvalues, start)` makes the fit once the tail is chosen, and `degenerate(name, eigenvalues)`
+    says that there is none. Audits, gates and the command line know the name from then on.
+    """
+
+    def register(function: Estimate) -> Estimate:
+        ESTIMATORS.add(name, function, by=function.__module__)
+        return function
+
+    return register
 
 
 def above_threshold(eigenvalues: Vector) -> Vector:
@@ -179,7 +230,7 @@ def above_threshold(eigenvalues: Vector) -> Vector:
     return eigenvalues[eigenvalues > EVALS_THRESHOLD]
 
 
-def fixed_tail(name: str, values: Vector, start: int, *, inside: bool, rounding: float = 0.0) -> TailFit:
+def fixed_tail(name: str, values: Vector, start: int, *, inside: bool = True, rounding: float = 0.0) -> TailFit:
     """The tail `values[start:]`, with λ_ref its smallest (`inside`) or the value just below it.
 
     Of the largest values, one that is rounding is no reference, as zero is none.

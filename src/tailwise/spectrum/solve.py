@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tailwise.core.recipe import Precision
+from tailwise.spectrum.entries import Entries
 from tailwise.spectrum.solvers.gram import BLOCK_BYTES, DenseMatrix, Reduce, RowBlocks, eigenvalues_of, gram
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
@@ -70,12 +71,16 @@ def _from_blocks(
 ) -> Spectrum:
     look, reduce = how
     scale = 1.0
-    triangle = gram(source, dtype, device)
+    entries = Entries()
+    triangle = gram(source, dtype, device, see=entries.add)
     if not _safe(triangle, dtype):
         scale = _safe_scale(source)
-        triangle = gram(source, dtype, device, scale)
+        entries = Entries()
+        triangle = gram(source, dtype, device, scale, see=entries.add)
     if look is not None:
         look(triangle)
+    energies = triangle.diagonal().to("cpu", torch.float64, copy=True)
+    order, weak = entries.order_z(energies), entries.weak_vectors(energies)
     release_memory(len(triangle))
     eigenvalues, zeros = eigenvalues_of(triangle, reduce)
     values = _to_numpy(eigenvalues)
@@ -90,10 +95,12 @@ def _from_blocks(
         sigma[sigma <= sigma[-1] * max(source.rows, source.cols) * np.finfo(np.float64).eps] = 0.0
         # Backward stability of the SVD: |δσ| ≤ c·ε·σ_max, hence |δλ| ≤ 2σ|δσ|.
         bound = 2 * float(sigma[-1]) ** 2 * relative
-        return replace(_spectrum(source, sigma**2, scale, "svd-float64", bound), zero_vectors=_zeros(source, zeros))
+        made, zeros = _spectrum(source, sigma**2, scale, "svd-float64", bound), _zeros(source, zeros)
+        return replace(made, zero_vectors=zeros, weak_vectors=weak, order_z=order)
     if zeros < len(values) and values[zeros] <= bound:
         zeros = _zeros(source, zeros)
-    return replace(_spectrum(source, values, scale, f"gram-{name}", bound), zero_vectors=zeros)
+    made = _spectrum(source, values, scale, f"gram-{name}", bound)
+    return replace(made, zero_vectors=zeros, weak_vectors=weak, order_z=order)
 
 
 def _zeros(source: RowBlocks, short: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +26,15 @@ class Spectrum:
     solver: str = "given"  # how they were computed: "gram-float64", "svd-float64", "factors", …
     error_bound: float = 0.0  # absolute, on every eigenvalue
     zero_vectors: int | None = None  # directions that rows or columns of zeros take; None: nobody looked
+    weak_vectors: int | None = None  # the same of rows or columns of next to nothing, those of zeros among them
+    order_z: float | None = None  # how far rows and columns are from those of the same entries in random order, in sd
 
     def __post_init__(self) -> None:
-        values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        check_fields(self, but=("eigenvalues",))
+        try:
+            values = np.ascontiguousarray(self.eigenvalues, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"eigenvalues are no numbers ({error})", fix="give an array of numbers") from error
         if values.ndim != 1 or len(values) != self.m * self.slices:
             raise UsageError(
                 f"{values.shape} eigenvalues for {self.slices} matrices of {self.rows} × {self.cols}",
@@ -79,9 +86,16 @@ def pool(spectra: list[Spectrum]) -> Spectrum:
         solver=first.solver,
         error_bound=max(s.error_bound for s in spectra),
         zero_vectors=_sum([s.zero_vectors for s in spectra]),
+        weak_vectors=_sum([s.weak_vectors for s in spectra]),
+        order_z=_largest([s.order_z for s in spectra]),
     )
 
 
 def _sum(counts: list[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
+
+
+def _largest(numbers: list[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return max(known) if len(known) == len(numbers) else None

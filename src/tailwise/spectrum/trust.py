@@ -78,8 +78,8 @@ def unit_of(dtype: str) -> float:
     code = dtype.upper()
     if code in UNITS or _FLOAT8.search(code):
         return UNITS.get(code, UNITS["F8_E4M3"])
-    found = _BITS.search(code)
-    return _CODES / 2.0 ** int(found[1]) if found else _DOUBLE
+    match = _BITS.search(code)
+    return _CODES / 2.0 ** int(match[1]) if match else _DOUBLE
 
 
 _CASTS = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import get_args
+from typing import ClassVar, Unpack, get_args
 
 from tailwise.core.registry import Registry
 from tailwise.history.point import Severity
-from tailwise.judging.diagnosis.finding import Strength
+from tailwise.judging.rules import Rule, RuleParts, load, registered
 from tailwise.training.alarm_change import Shape
 from tailwise.training.alarm_watch import AlarmWatch
 
@@ -33,68 +30,40 @@ class Sign:
 Signs = Mapping[str, Sign]  # layer → sign; "" is the whole model
 
 
-@dataclass(frozen=True)
-class AlarmRule:
+@dataclass(frozen=True, kw_only=True)
+class AlarmRule(Rule[AlarmWatch, Signs]):
     """A named judgement of a run."""
 
-    code: str
-    title: str
-    family: str
-    summary: str
+    severities: ClassVar[tuple[str, ...]] = get_args(Severity)
+    example: ClassVar[str] = "TW701"
+
     severity: Severity
-    strength: Strength
-    needs: tuple[str, ...]  # metrics of layers
-    scalars: tuple[str, ...]  # of the whole model
-    causes: tuple[str, ...]
-    remedies: tuple[str, ...]
-    functions: tuple[str, ...]  # names in `tailwise.remedies`
-    references: tuple[str, ...]
-    judge: Callable[[AlarmWatch], Signs]
+    scalars: tuple[str, ...] = ()  # numbers of the whole model; `needs` are metrics of layers
     each_loss: Callable[[AlarmWatch], Signs] | None = None  # asked of every step's loss
 
-
-def _load_built_ins() -> None:
-    for family in _BUILT_IN:
-        import_module(f"tailwise.training.{family}")
-    ALARM_RULES.sort(lambda item: int(item.code[2:]) if item.code.startswith("TW") else 1000)
-
-
-ALARM_RULES: Registry[AlarmRule] = Registry("alarm rule", "tailwise.alarms", _load_built_ins)
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        """Everything that a point must have for it to be asked."""
+        return (*self.needs, *self.scalars)
 
 
-def alarm_rule(  # noqa: PLR0913 - a rule has as many parts
+ALARM_RULES: Registry[AlarmRule] = Registry(
+    "alarm rule", "tailwise.alarms", lambda: load(ALARM_RULES, (f"tailwise.training.{family}" for family in _BUILT_IN))
+)
+
+
+def alarm_rule(
     code: str,
     *,
-    title: str,
     severity: Severity,
-    strength: Strength,
-    needs: Sequence[str] = (),
     scalars: Sequence[str] = (),
-    causes: Sequence[str],
-    remedies: Sequence[str],
-    functions: Sequence[str] = (),
-    references: Sequence[str],
     each_loss: Callable[[AlarmWatch], Signs] | None = None,
+    **parts: Unpack[RuleParts],
 ) -> Callable[[Callable[[AlarmWatch], Signs]], Callable[[AlarmWatch], Signs]]:
     """Register the decorated function as the alarm rule `code`; its docstring is the sign that it looks for.
 
     It is asked at the points that have all of `needs` in some layer and all of `scalars`, and returns the layers that
     show the sign there. What is kept of a run is what some rule needs. `each_loss` is asked after every loss that a
-    monitor was told of, whether or not there is a point; it looks at `AlarmWatch.losses`.
+    monitor was told of, whether or not there is a point; it looks at `AlarmWatch.losses`. `parts`: see `RuleParts`.
     """
-    if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
-        raise TypeError(f"{code!r} is not a code such as TW701")
-    if severity not in get_args(Severity):
-        raise TypeError(f"the severity of {code} is {severity!r}; it is one of {', '.join(get_args(Severity))}")
-
-    def register(function: Callable[[AlarmWatch], Signs]) -> Callable[[AlarmWatch], Signs]:
-        ALARM_RULES.add(code, AlarmRule(
-            code=code, title=title, family=function.__module__.rsplit("_", 1)[-1],
-            summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
-            needs=tuple(needs), scalars=tuple(scalars), causes=tuple(causes), remedies=tuple(remedies),
-            functions=tuple(functions), references=tuple(references), judge=function,
-            each_loss=each_loss,
-        ))  # fmt: skip
-        return function
-
-    return register
+    return registered(ALARM_RULES, AlarmRule, code, severity=severity, scalars=scalars, each_loss=each_loss, **parts)

@@ -9,9 +9,8 @@ from itertools import islice
 from statistics import median
 
 from tailwise.judging.diagnosis.medians import robust_scale
-from tailwise.training.alarm_losses import SHORT
 from tailwise.training.alarm_rule import Sign, Signs, alarm_rule
-from tailwise.training.alarm_watch import AlarmWatch
+from tailwise.training.alarm_watch import SHORT, AlarmWatch
 
 _RECENT = 8  # losses that a spike is held against: more of them would hold its fall too
 _FEWEST = 5
@@ -64,18 +63,18 @@ def not_finite(watch: AlarmWatch) -> Signs:
     Other metrics may be undefined in a healthy layer, so they do not count.
     """
     assert watch.point is not None  # noqa: S101 - rules are asked after `take`
-    found = {}
+    signs = {}
     for note in watch.point.notes:
         if named := _NOTE.match(note):
-            found[named[1]] = Sign(named[2], 1.0, {})
+            signs[named[1]] = Sign(named[2], 1.0, {})
     for layer, values in {**watch.point.layers, "": watch.point.scalars}.items():
         # A zero matrix has norms of −Inf in logarithms.
         broken = [name for name in _NORMS if math.isnan(values.get(name, 0.0)) or values.get(name, 0.0) == math.inf]
         if "frobenius_norm" in broken:  # under its other name it is the same number
             broken.remove("frobenius")
         if broken:
-            found[layer] = Sign(", ".join(broken), len(broken), {"numbers": float(len(broken))})
-    return found
+            signs[layer] = Sign(", ".join(broken), len(broken), {"numbers": float(len(broken))})
+    return signs
 
 
 @alarm_rule(

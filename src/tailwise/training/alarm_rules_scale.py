@@ -37,7 +37,7 @@ def blow_up(watch: AlarmWatch) -> Signs:
     while all is well. More steps between points are more time to grow, and so is the youth of what began at zero. It is
     a warning where the layer still has a gain of about one or less, and may only begin to learn.
     """
-    found = {}
+    signs = {}
     for layer, (spectral, frobenius) in watch.now("spectral_norm", "frobenius").items():
         name, track = ("frobenius norm", frobenius) if outside(layer) else ("spectral norm", spectral)
         before = track.ago(SPAN)
@@ -52,10 +52,10 @@ def blow_up(watch: AlarmWatch) -> Signs:
         if faster or many:
             evidence = {name.replace(" ", "_"): track.last, "before": before, "times": times}
             begins = track.last < size * _unit(watch, layer)
-            found[layer] = Sign(f"{name} from {before:.3g} to {track.last:.3g}", times, evidence,
+            signs[layer] = Sign(f"{name} from {before:.3g} to {track.last:.3g}", times, evidence,
                                 "frobenius" if track is frobenius else "spectral_norm", "turn",
                                 "warning" if begins else None)  # fmt: skip
-    return found
+    return signs
 
 
 def _unit(watch: AlarmWatch, layer: str) -> float:
@@ -91,14 +91,14 @@ def _slack(watch: AlarmWatch, layer: str, steps: int) -> float:
 )  # fmt: skip
 def lost(watch: AlarmWatch) -> Signs:
     """‖W‖_F falls within three points to a small part of what it was; weights that are trained fall slowly."""
-    found = {}
+    signs = {}
     for layer, (track,) in watch.now("frobenius").items():
         before = max(track.ago(points) for points in range(SPAN + 1))
         if before > 0 and track.last <= watch.limit("lost_share") * before:
             says = f"‖W‖_F from {before:.3g} to {track.last:.3g}"
-            found[layer] = Sign(says, before / max(track.last, 1e-30), {"frobenius": track.last, "before": before},
+            signs[layer] = Sign(says, before / max(track.last, 1e-30), {"frobenius": track.last, "before": before},
                                 "frobenius", "jump")  # fmt: skip
-    return found
+    return signs
 
 
 @alarm_rule(
@@ -119,7 +119,7 @@ def large_updates(watch: AlarmWatch) -> Signs:
     fro; a layer that makes what it is given smaller is held against the norm at which it would not. The second is a
     warning.
     """
-    found = {}
+    signs = {}
     for layer, (track,) in watch.now("update_ratio").items():
         if len(track) < _ROW:
             continue
@@ -127,7 +127,7 @@ def large_updates(watch: AlarmWatch) -> Signs:
         if now >= bound:
             says = f"‖ΔW‖/‖W‖ of {track.last:.3g} ≥ {bound:.3g} a step"
             evidence = {"update_ratio": track.last, "bound": bound}
-            found[layer] = Sign(
+            signs[layer] = Sign(
                 says, track.last, evidence, "update_ratio", severity=None if now >= large else "warning"
             )
             continue
@@ -137,8 +137,8 @@ def large_updates(watch: AlarmWatch) -> Signs:
         if least >= watch.limit("update_jump") * max(past) > 0:
             says = f"‖ΔW‖/‖W‖ of {track.last:.3g} a step, {least / max(past):.0f} times what it was at most"
             evidence = {"update_ratio": track.last, "before": max(past)}
-            found[layer] = Sign(says, least, evidence, "update_ratio", severity="warning")
-    return found
+            signs[layer] = Sign(says, least, evidence, "update_ratio", severity="warning")
+    return signs
 
 
 def _moved(watch: AlarmWatch, layer: str, track: Track) -> float:
@@ -196,13 +196,13 @@ def _still(watch: AlarmWatch, tracks: Mapping[str, Track], every: Mapping[str, T
         return {}
     typical = [median(track.ago(points) for track in peers.values()) for points in range(_ROW)]
     ever = median(max(track.values) for track in peers.values())
-    found = {}
+    signs = {}
     for layer, track in tracks.items():
         still = all(track.ago(i) < watch.limit("still_share") * typical[i] for i in range(_ROW))
         if still and max(track.values) >= watch.limit("moved_share") * ever:
             says = f"‖ΔW‖/‖W‖ of {track.last:.2g} while the median is {typical[0]:.2g}"
-            found[layer] = Sign(says, -track.last, {"update_ratio": track.last, "median": typical[0]}, "update_ratio")
-    return found
+            signs[layer] = Sign(says, -track.last, {"update_ratio": track.last, "median": typical[0]}, "update_ratio")
+    return signs
 
 
 def _log(value: float) -> float:

@@ -34,7 +34,7 @@ def rank_falling(watch: AlarmWatch) -> Signs:
     It falls from where the layer had a gain of one or more: smaller weights are noise, which any learning outgrows. The
     second is an error.
     """
-    found = {}
+    signs = {}
     for layer, (track,) in watch.now("stable_rank", inside=True).items():
         seen = change(track, _FLOOR, int(watch.limit("fewest_changes")), lambda value: math.log(max(value, 1e-30)))
         fell = (
@@ -48,9 +48,9 @@ def rank_falling(watch: AlarmWatch) -> Signs:
         if fell or collapsed:
             before = track.ago(SPAN) if fell else _highest(watch, layer, track)
             evidence = {"stable_rank": track.last, "before": before}
-            found[layer] = Sign(f"from {before:.3g} to {track.last:.3g}", before / max(track.last, 1e-30), evidence,
+            signs[layer] = Sign(f"from {before:.3g} to {track.last:.3g}", before / max(track.last, 1e-30), evidence,
                                 "stable_rank", "turn", "error" if collapsed else None)  # fmt: skip
-    return found
+    return signs
 
 
 def _highest(watch: AlarmWatch, layer: str, track: Track) -> float:
@@ -81,7 +81,7 @@ def _highest(watch: AlarmWatch, layer: str, track: Track) -> float:
 )  # fmt: skip
 def entropy_rising(watch: AlarmWatch) -> Signs:
     """Singular entropy rises within three points far more than it used to, from where the layer had a gain of one."""
-    found = {}
+    signs = {}
     for layer, (track,) in watch.now("singular_entropy", inside=True).items():
         seen = change(track, _ENTROPY_FLOOR, _FEWEST)
         if (
@@ -93,9 +93,9 @@ def entropy_rising(watch: AlarmWatch) -> Signs:
         ):
             continue
         evidence = {"singular_entropy": track.last, "before": track.ago(SPAN), "z": seen.z}
-        found[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,
+        signs[layer] = Sign(f"from {track.ago(SPAN):.3f} to {track.last:.3f} nats", seen.size, evidence,
                             "singular_entropy", "turn")  # fmt: skip
-    return found
+    return signs
 
 
 @alarm_rule(
@@ -124,14 +124,14 @@ def stalled(watch: AlarmWatch) -> Signs:
     typical, least = median(ranges.values()), watch.limit("stall_median")
     if typical < least:
         return {}
-    found = {}
+    signs = {}
     for layer, moved in ranges.items():
         still = moved <= watch.limit("stall_share") * typical and not watch.moves(layer)
         if still and _ever(tracks[layer]) >= least:
             says = f"alpha_hill {tracks[layer].last:.2f} moved by {moved:.3g}, the median by {typical:.3g},"
             evidence = {"alpha_hill": tracks[layer].last, "moved": moved, "median": typical}
-            found[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
-    return found
+            signs[layer] = Sign(says, -moved, evidence, "alpha_hill", "turn")
+    return signs
 
 
 def _range(track: Track, ago: int = 0) -> float:
@@ -166,7 +166,7 @@ def out_of_band(watch: AlarmWatch) -> Signs:
     muon = "muon" in watch.optimizer.lower()
     low, bound = watch.limit("band_low"), watch.limit("band_z")
     high = watch.limit("band_high_muon" if muon else "band_high")
-    found = {}
+    signs = {}
     for layer, (alpha, distance, tail) in watch.now("alpha", "ks_distance", "num_pl_spikes", inside=True).items():
         if watch.adapts(layer):
             continue
@@ -185,8 +185,8 @@ def out_of_band(watch: AlarmWatch) -> Signs:
             evidence = {"alpha": alpha.last, "alpha_sigma": error, "z": max(below, above)}
             side = f"below {low:g}" if below > above else f"above {high:g}"
             says = f"alpha {alpha.last:.2f} ± {error:.2f}, {side}{' (Muon)' if muon else ''},"
-            found[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
-    return found
+            signs[layer] = Sign(says, max(below, above), evidence, "alpha", "turn")
+    return signs
 
 
 @alarm_rule(
@@ -202,10 +202,10 @@ def out_of_band(watch: AlarmWatch) -> Signs:
 )
 def traps(watch: AlarmWatch) -> Signs:
     """Correlation traps are found in a layer that had fewer than one before, in the median."""
-    bound, found = watch.limit("traps"), {}
+    bound, signs = watch.limit("traps"), {}
     for layer, (track,) in watch.now("num_traps", inside=True).items():
         past = list(track.values)[:-1]
         if past and track.last >= bound and median(past) < 1.0:
             evidence = {"num_traps": track.last, "before": median(past)}
-            found[layer] = Sign(f"{track.last:.1f} traps ≥ {bound:g}", track.last, evidence, "num_traps", "turn")
-    return found
+            signs[layer] = Sign(f"{track.last:.1f} traps ≥ {bound:g}", track.last, evidence, "num_traps", "turn")
+    return signs

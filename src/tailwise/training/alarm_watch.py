@@ -1,4 +1,4 @@
-"""What an alarm rule sees: the last points of each layer, bounded, and what changed among them."""
+"""What an alarm rule sees: the last points of each layer and the last losses, bounded, and what changed among them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,61 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from statistics import median
 
 from tailwise.checkpoints.roles import classify
 from tailwise.history.point import OPTIMIZER, Point, Tempo
 from tailwise.judging.diagnosis.medians import robust_scale
-from tailwise.training.alarm_losses import LossTrack
+
+PAST, SHORT = 64, 5  # losses that a rise is held against, and those that show it
+FEWEST = 20
+_LEVEL = 16  # losses whose median is where the run stands
+_RENEWED = 8  # steps after which what is usual is computed anew
+_FLOOR = 0.02  # share of the loss below which its scatter is never taken to be
+
+
+class LossTrack:
+    """The last losses of a run, one a step, oldest first; those that are not finite are counted and not kept."""
+
+    def __init__(self) -> None:
+        self.steps: deque[int] = deque(maxlen=PAST + _RENEWED)
+        self.values: deque[float] = deque(maxlen=PAST + _RENEWED)
+        self.first: float | None = None
+        self.step, self.last = 0, 0.0  # of the last, whatever it is
+        self.usual: tuple[float, float] | None = None  # median and scatter before the last few
+        self._since = 0
+
+    def add(self, step: int, value: float) -> None:
+        """Take the loss of a step. An earlier step: the run went back, and what came after it is forgotten."""
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
+        self.step, self.last = step, value
+        if not math.isfinite(value):
+            return
+        self.first = value if self.first is None else self.first
+        self.steps.append(step)
+        self.values.append(value)
+        self._since += 1
+        if self._since >= _RENEWED and len(self.values) >= FEWEST + _RENEWED:
+            past = list(self.values)[:-_RENEWED]
+            # From one step to the next, so that the fall of a run that learns is no scatter.
+            steps = [after - before for before, after in pairwise(past)]
+            middle = median(past[-_LEVEL:])
+            _, scatter = robust_scale(steps, math.sqrt(2) * (_FLOOR * abs(middle) + 1e-6))
+            self.usual, self._since = (middle, scatter / math.sqrt(2)), 0
+
+    @property
+    def recent(self) -> list[float]:
+        """The last few, newest first."""
+        return [self.values[-1 - i] for i in range(min(SHORT, len(self.values)))]
+
+    def began(self, bound: float) -> int:
+        """The step of the oldest of the last few that is above a bound."""
+        return next((self.steps[-1 - i] for i in reversed(range(min(SHORT, len(self.values))))
+                     if self.values[-1 - i] >= bound), self.step)  # fmt: skip
+
 
 #: Points that are kept of each metric of each layer.
 HISTORY = 40
@@ -23,8 +72,6 @@ BESIDE = frozenset({"spectral_norm", "stable_rank", "update_ratio"})
 BESIDE_SCALARS = frozenset({"loss", "eval_loss"})
 _MOVES = 0.1
 _LARGEST = 600.0  # of a logarithm, before its power leaves float64
-
-
 _OUTSIDE = frozenset({"embed", "pos_embed", "codebook", "lm_head", "classifier", "patch_out", "regressor"})
 #: Norms that an audit has as logarithms of squares.
 _LOGARITHMS = {"spectral_norm": "log_spectral_norm", "frobenius": "log_norm"}
@@ -44,11 +91,11 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _with_norms(values: Mapping[str, float]) -> Mapping[str, float]:
-    found = {"frobenius": values["frobenius_norm"]} if "frobenius_norm" in values else {}
+    norms = {"frobenius": values["frobenius_norm"]} if "frobenius_norm" in values else {}
     for norm, name in _LOGARITHMS.items():
         if name in values and values[name] < _LARGEST:
-            found.setdefault(norm, 10.0 ** (values[name] / 2))
-    return {**found, **values}
+            norms.setdefault(norm, 10.0 ** (values[name] / 2))
+    return {**norms, **values}
 
 
 class Track:
@@ -234,13 +281,13 @@ class AlarmWatch:
         direction that all tokens share.
         """
         assert self.point is not None  # noqa: S101 - rules are asked after `take`
-        found = {}
+        tracks = {}
         for layer, values in self.point.layers.items():
             if inside and outside(layer):
                 continue
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
-                found[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
-        return found
+                tracks[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
+        return tracks
 
     def scalar(self, name: str) -> Track | None:
         """A number of the whole model, if this point has a finite one."""

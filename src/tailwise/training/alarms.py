@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
+from tailwise.core.validation import check
 from tailwise.history.point import Alarm, Point, Severity, Tempo
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.training.alarm_change import began
-from tailwise.training.alarm_limits import resolved
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
 from tailwise.training.alarm_watch import BESIDE, BESIDE_SCALARS, AlarmWatch, with_norms
 
@@ -33,14 +33,14 @@ class _State:
 
     def fresh(self, code: str, signs: Signs, tempo: Shown, clear_after: int) -> dict[str, Sign]:
         """The signs that are not in alarm yet; those that have gone for long enough are cleared."""
-        found = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
+        new = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
         for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == tempo]:
             quiet = 0 if key[1] in signs else self.active[key][1] + 1
             self.active[key] = tempo, quiet
             if quiet >= clear_after:
                 del self.active[key]
-        self.active |= {(code, layer): (tempo, 0) for layer in found}
-        return found
+        self.active |= {(code, layer): (tempo, 0) for layer in new}
+        return new
 
 
 class Alarms:
@@ -53,7 +53,8 @@ class Alarms:
     mute
         Codes that are not asked.
     thresholds
-        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines.
+        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines, which may
+        serve `diagnose` too.
     on_alarm
         Called with each alarm: a function, `Log()`, `Webhook(url)`, or several of them. What they raise is logged,
         and goes no further.
@@ -62,20 +63,32 @@ class Alarms:
 
     A layer in alarm raises no second alarm of that rule until it has been without its sign for `clear_after` points.
     Memory and time of a point do not grow with the length of the run.
+
+    >>> from tailwise.runs import Alarms, Point
+    >>> losses = [Point("run", step, "full", 0.0, layers={}, scalars={"loss": float("nan")}) for step in range(2)]
+    >>> [alarm.rule for alarm in Alarms().replay(losses)]
+    ['TW701']
     """
 
     def __init__(
         self, rules: Sequence[str] | str | None = None, *, mute: Sequence[str] | str = (), thresholds: Overrides = None,
         on_alarm: Sink | Sequence[Sink] = (), stop_on: Sequence[str] | str = (),
     ) -> None:  # fmt: skip
+        check("rules", rules, Sequence[str] | str | None)
+        check("mute", mute, Sequence[str] | str)
+        check("stop_on", stop_on, Sequence[str] | str)
+        check("on_alarm", on_alarm, Callable[..., object] | Sequence[Callable[..., object]])
         muted = {_known(code) for code in _listed(mute)}
         wanted = [_known(code) for code in _listed(rules)] if rules is not None else list(ALARM_RULES)
         self.rules: tuple[AlarmRule, ...] = tuple(ALARM_RULES[code] for code in wanted if code not in muted)
-        self.limits = resolved(thresholds)
+        self.limits = resolved(thresholds, ALARM_RULES)
         self.should_stop = False
         self._sinks: tuple[Sink, ...] = (on_alarm,) if callable(on_alarm) else tuple(on_alarm)
         self._stop_on = _stopping(stop_on)
         self._runs: dict[str, _State] = {}
+
+    def __repr__(self) -> str:
+        return f"Alarms({len(self.rules)} rules)"
 
     def see(self, point: Point) -> list[Alarm]:
         """Take the next point, tell the sinks, and return the alarms that it raises, worst first."""
@@ -91,15 +104,15 @@ class Alarms:
         return self._told([alarm for step, loss in zip(steps, losses, strict=True)
                            for alarm in self._judge_loss(run, step, loss)])  # fmt: skip
 
-    def _told(self, found: list[Alarm]) -> list[Alarm]:
-        for alarm in found:
+    def _told(self, alarms: list[Alarm]) -> list[Alarm]:
+        for alarm in alarms:
             self.should_stop |= alarm.rule in self._stop_on or alarm.severity in self._stop_on
             for sink in self._sinks:
                 try:
                     sink(alarm)
                 except Exception:
                     _LOG.exception("a sink of alarms failed; training goes on")
-        return found
+        return alarms
 
     def replay(self, points: Iterable[Point]) -> list[Alarm]:
         """The alarms of a stored history, in one call. No sink is told and nothing stops.
@@ -120,7 +133,7 @@ class Alarms:
         return self._runs[run]
 
     def _judge_loss(self, run: str, step: int, loss: float) -> list[Alarm]:
-        state, found = self._state(run), []
+        state, alarms = self._state(run), []
         state.watch.losses.add(step, loss)
         for rule in self.rules:
             if rule.each_loss is not None:
@@ -131,21 +144,21 @@ class Alarms:
                     since = int(sign.evidence.get("since", step))
                     evidence = {name: value for name, value in sign.evidence.items() if name != "since"}
                     title = f"{rule.title}: {sign.says}"
-                    found.append(Alarm(run, step, time.time(), rule.code, sign.severity or rule.severity, title, (),
-                                       evidence, since, rule.functions))  # fmt: skip
-        return found
+                    alarms.append(Alarm(run, step, time.time(), rule.code, sign.severity or rule.severity, title, (),
+                                        evidence, since, rule.functions))  # fmt: skip
+        return alarms
 
     def _judge(self, point: Point) -> list[Alarm]:
         state, point = self._state(point.run), with_norms(point)
         state.watch.take(point)
-        found = []
+        alarms = []
         for rule in self.rules:
             if _can_look(rule, point):
                 signs = rule.judge(state.watch)
                 fresh = state.fresh(rule.code, signs, point.tempo, int(self.limits["clear_after"]))
-                found += [_alarm(rule, point, fresh, state.watch)] if fresh else []
+                alarms += [_alarm(rule, point, fresh, state.watch)] if fresh else []
         order = get_args(Severity)
-        return sorted(found, key=lambda alarm: -order.index(alarm.severity))
+        return sorted(alarms, key=lambda alarm: -order.index(alarm.severity))
 
 
 def _can_look(rule: AlarmRule, point: Point) -> bool:
@@ -180,10 +193,10 @@ def _known(code: str, others: Sequence[str] = ()) -> str:
 def _stopping(stop_on: Sequence[str] | str) -> frozenset[str]:
     """Codes and severities, each severity with the worse ones."""
     order: tuple[str, ...] = get_args(Severity)
-    found: set[str] = set()
+    codes: set[str] = set()
     for item in _listed(stop_on):
-        found |= set(order[order.index(item) :]) if item in order else {_known(item, order)}
-    return frozenset(found)
+        codes |= set(order[order.index(item) :]) if item in order else {_known(item, order)}
+    return frozenset(codes)
 
 
 def _listed(names: Sequence[str] | str) -> Sequence[str]:

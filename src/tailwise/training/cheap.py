@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,83 @@ import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.checkpoints.wrapped import is_sharded
-from tailwise.training.weight_norms import LiveProducts, SpectralNorms, dense, product
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix
-    from tailwise.training.faults import Faults
     from tailwise.training.live import LiveModel, MatrixGroup, Tensors
-    from tailwise.training.processes import Ranks
+    from tailwise.training.processes import Faults, Ranks
+
+
+#: Rounds of power iteration from a random start, and from the vector of the last measurement.
+COLD_ROUNDS, WARM_ROUNDS = 30, 4
+_TINY = 1e-30
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LiveProducts:
+    """A matrix by what it does: W·v and Wᵀ·u."""
+
+    cols: int
+    forward: Product  # (cols,) → (rows,)
+    adjoint: Product  # (rows,) → (cols,)
+    squared: torch.Tensor  # ‖W‖²_F, shape ()
+
+
+def dense(matrix: torch.Tensor) -> LiveProducts:
+    """An operator of a matrix (rows × cols), in float32 or better."""
+    W = matrix if matrix.dtype == torch.float64 else matrix.float()
+    return LiveProducts(W.shape[1], W.mv, W.T.mv, torch.linalg.vector_norm(W).square())
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> LiveProducts:
+    """An operator of left @ right, (rows × r) and (r × cols), which is never formed."""
+    A, B = left.float(), right.float()
+    return LiveProducts(
+        B.shape[1],
+        lambda v: A.mv(B.mv(v)),
+        lambda u: B.T.mv(A.T.mv(u)),
+        ((A.T @ A) * (B @ B.T)).sum(),  # tr(BᵀAᵀAB)
+    )
+
+
+class SpectralNorms:
+    """‖W‖₂ by power iteration, each matrix from where its last measurement ended.
+
+    σ = ‖Wᵀu‖ with u = Wv/‖Wv‖ (Golub & Van Loan 2013, §8.2): a bound from below that rises with every round.
+    """
+
+    def __init__(self) -> None:
+        self._starts: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str, matrix: LiveProducts, device: torch.device) -> torch.Tensor:
+        """‖W‖₂, shape (), still being computed where `device` is a GPU."""
+        v = self._starts.get(name)  # where the last measurement ended
+        warm = v is not None and v.shape == (matrix.cols,) and v.device == device
+        if v is None or not warm:
+            v = _random(name, matrix.cols).to(device)
+        v = v.to(matrix.squared.dtype)
+        start, sigma = v, v.new_zeros(())
+        for _ in range(WARM_ROUNDS if warm else COLD_ROUNDS):
+            u = matrix.forward(v)
+            u = u / torch.linalg.vector_norm(u).clamp_min(_TINY)
+            w = matrix.adjoint(u)
+            sigma = torch.linalg.vector_norm(w)
+            v = w / sigma.clamp_min(_TINY)
+        # A matrix with NaN, or of zeros, must not spoil the start of later measurements.
+        self._starts[name] = torch.where(torch.isfinite(sigma) & (sigma > 0), v, start)
+        return sigma
+
+    def forget(self) -> None:
+        """Start every matrix at random again."""
+        self._starts = {}
+
+
+def _random(name: str, size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    v = torch.randn(size, generator=generator)
+    return torch.nn.functional.normalize(v, dim=0)
+
 
 #: Bytes of earlier weights that are kept for one step; of a larger model, every k-th row.
 KEPT_BYTES = 512 << 20
@@ -38,21 +109,19 @@ class Pending:
         """Matrix → metric → value; waits for the device."""
         for event in self.events:
             event.synchronize()
-        found: dict[str, dict[str, float]] = {}
-        for rows, values in self.values.values():
-            for row, numbers in zip(rows, values.tolist(), strict=True):
-                found[self.names[row]] = _metrics(*numbers)
-        return found
+        measured = ((rows, values.tolist()) for rows, values in self.values.values())
+        return {self.names[row]: _metrics(*numbers) for rows, columns in measured
+                for row, numbers in zip(rows, columns, strict=True)}  # fmt: skip
 
 
 def _metrics(squared: float, sigma: float, change: float, size: float) -> dict[str, float]:
-    found = {"frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan, "spectral_norm": sigma}
+    metrics = {"frobenius_norm": math.sqrt(squared) if squared >= 0 else math.nan, "spectral_norm": sigma}
     if squared != 0:  # a matrix of zeros has neither ratio
         # Power iteration errs to the low side; a matrix of rank 1 has exactly 1.
-        found["stable_rank"] = max(squared / sigma**2, 1.0) if sigma > 0 else math.nan
+        metrics["stable_rank"] = max(squared / sigma**2, 1.0) if sigma > 0 else math.nan
     if size != 0 and (change >= 0 or math.isnan(change)):
-        found["update_ratio"] = math.sqrt(change / size)
-    return found
+        metrics["update_ratio"] = math.sqrt(change / size)
+    return metrics
 
 
 class Cheap:
@@ -142,7 +211,7 @@ class Cheap:
         by_device: dict[torch.device, list[int]] = {}
         for index, row in rows.items():
             by_device.setdefault(row.device, []).append(index)
-        return {device: (found, torch.stack([rows[i] for i in found])) for device, found in by_device.items()}
+        return {device: (places, torch.stack([rows[i] for i in places])) for device, places in by_device.items()}
 
 
 def stamp(group: MatrixGroup, tensors: Tensors) -> tuple[Any, ...]:

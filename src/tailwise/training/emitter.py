@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailwise.history.point import Alarm, Point, Resumed, Tempo
-from tailwise.training.faults import Faults
 from tailwise.training.losses import LossJob, Summary
-from tailwise.training.processes import Ranks
+from tailwise.training.processes import Faults, Ranks
 from tailwise.training.solver import RankMeasurements, from_json, to_json
 
 if TYPE_CHECKING:
@@ -170,8 +169,8 @@ class Emitter:
         while self._own:
             others = range(1, self._ranks.world) if self._ranks.sharded else ()
             for rank in others:
-                if rank not in self._theirs and (found := self._ranks.receive(rank, self._merged)) is not None:
-                    self._theirs[rank] = from_json(found)
+                if rank not in self._theirs and (received := self._ranks.receive(rank, self._merged)) is not None:
+                    self._theirs[rank] = from_json(received)
             if len(self._theirs) < len(others):
                 return
             parts, self._theirs = [self._own.pop(0), *self._theirs.values()], {}

@@ -12,9 +12,8 @@ from tailwise.checkpoints.wrapped import plain_name
 from tailwise.training.cheap import dense_matrix, to_host
 
 if TYPE_CHECKING:
-    from tailwise.training.faults import Faults
     from tailwise.training.live import LiveModel, MatrixGroup, Tensors
-    from tailwise.training.processes import Ranks
+    from tailwise.training.processes import Faults, Ranks
 
 
 class Gradients:
@@ -53,8 +52,8 @@ class Gradients:
             if group not in there:  # no gradient reached it
                 zero = torch.zeros((), device=mine[group.tensors[0]].device)
                 self._norms |= {source.name: zero for source in group.sources}
-        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        self._ranks.visit(there, found, self._take, self._faults)
+        present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        self._ranks.visit(there, present, self._take, self._faults)
 
     def _take(self, group: MatrixGroup, whole: Tensors) -> None:
         checkpoint = self._live.checkpoint(group, whole)
@@ -72,9 +71,9 @@ class Gradients:
         if not self._ranks.sharded:
             return {name: to_host(norm, events) for name, norm in norms.items()}
         names = [source.name for group in self._live.groups for source in group.sources]
-        found = torch.zeros(2, len(names), device=self._ranks.device)
+        totals = torch.zeros(2, len(names), device=self._ranks.device)
         for index, name in enumerate(names):
             if name in norms:
-                found[0, index], found[1, index] = norms[name], 1.0
-        values, there = self._ranks.summed(found).tolist()
+                totals[0, index], totals[1, index] = norms[name], 1.0
+        values, there = self._ranks.summed(totals).tolist()
         return {name: values[i] / there[i] for i, name in enumerate(names) if there[i]}

@@ -78,9 +78,9 @@ class RemedyCallback(TrainerCallback):
         """Make the remedy, and go on from its state where the training does."""
         resumed = state.global_step > 0
         self.remedy.start(given["model"], [given["optimizer"]], resumed=resumed)
-        kept = self._file(args, state)
-        if resumed and kept.exists():
-            self.remedy.load_state_dict(json_of(kept.read_text(encoding="utf-8")))
+        file = self._file(args, state)
+        if resumed and file.exists():
+            self.remedy.load_state_dict(json_of(file.read_text(encoding="utf-8")))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """The gradients are there, clipped by the Trainer if it clips."""

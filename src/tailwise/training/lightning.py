@@ -44,8 +44,8 @@ class MonitorCallback(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """What the module logs as `val_loss`, or as `val_loss/dataloader_idx_N` of several sets, is an `eval_loss`."""
         if self.monitor is not None and not trainer.sanity_checking:
-            found = {_evaluated(name): value for name, value in trainer.callback_metrics.items()}
-            self.monitor.note(**{name: value for name, value in found.items() if name})
+            evaluated = {_evaluated(name): value for name, value in trainer.callback_metrics.items()}
+            self.monitor.note(**{name: value for name, value in evaluated.items() if name})
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Close the monitor, after an error too."""

@@ -99,10 +99,10 @@ class LiveModel:
         return self._plain({name: tensors[name] for name in wanted.tensors})
 
     def _plain(self, tensors: Tensors) -> MemoryCheckpoint:
-        found = MemoryCheckpoint(self.uri, tensors, config=config_of(self.module))
-        found.factors_apart = True  # an optimizer moves factors; the change that they make is measured beside them
-        found.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
-        return found
+        checkpoint = MemoryCheckpoint(self.uri, tensors, config=config_of(self.module))
+        checkpoint.factors_apart = True  # an optimizer moves factors; the change that they make is measured beside them
+        checkpoint.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
+        return checkpoint
 
     def _grouped(self, tensors: Tensors) -> tuple[tuple[MatrixGroup, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
@@ -111,7 +111,10 @@ class LiveModel:
         by_tensors: dict[tuple[str, ...], list[MatrixSource]] = {}
         for source in self._taken(checkpoint):
             by_tensors.setdefault(source.tensors, []).append(source)
-        groups = [MatrixGroup(names, tuple(found), _bytes(names, tensors)) for names, found in by_tensors.items()]
+        groups = [
+            MatrixGroup(names, tuple(tensor_names), _bytes(names, tensors))
+            for names, tensor_names in by_tensors.items()
+        ]
         try:
             groups += self._adapter_group(tensors)
         except TailwiseError as error:
@@ -119,8 +122,8 @@ class LiveModel:
         return tuple(groups), []
 
     def _taken(self, checkpoint: Checkpoint) -> list[MatrixSource]:
-        found, _ = group(checkpoint, conv=self._recipe.conv, min_evals=self._recipe.min_evals)
-        return [source for source in found if self._selection.takes(source.name, source.role)]
+        grouped, _ = group(checkpoint, conv=self._recipe.conv, min_evals=self._recipe.min_evals)
+        return [source for source in grouped if self._selection.takes(source.name, source.role)]
 
     def _adapter_group(self, tensors: Tensors) -> list[MatrixGroup]:
         name, settings = _adapter_of(self.module)

@@ -110,11 +110,11 @@ class Summary:
 
     def take(self) -> dict[str, float]:
         """`loss_min`, `loss_mean` and `loss_max` of those that are finite, and how many were not; begins anew."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         if self._values:
             mean = math.fsum(self._values) / len(self._values)
-            found = {"loss_min": min(self._values), "loss_mean": mean, "loss_max": max(self._values)}
+            numbers = {"loss_min": min(self._values), "loss_mean": mean, "loss_max": max(self._values)}
         if self._odd:
-            found["loss_not_finite"] = float(self._odd)
+            numbers["loss_not_finite"] = float(self._odd)
         self._values, self._odd = [], 0
-        return found
+        return numbers

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tailwise.core.shown import Brief
+
 Kind = Literal["cheap", "full"]
 
 
-@dataclass(frozen=True)
-class MonitorReport:
+@dataclass(frozen=True, repr=False)
+class MonitorReport(Brief):
     """What a monitor did, and what it cost."""
 
     steps: int

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
+from tailwise.core.validation import shown
 from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
 from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
 from tailwise.training.emitter import CheapJob, Emitter, NoteJob, Outlet
-from tailwise.training.faults import Faults, logger
 from tailwise.training.live import LiveModel, Tensors
 from tailwise.training.losses import Losses, one_loss
 from tailwise.training.meter import Kind, Meter, MonitorReport
 from tailwise.training.options import MonitorSettings, optimizer_names, options_of, rate_of
-from tailwise.training.processes import Ranks
+from tailwise.training.processes import Faults, Ranks, logger
 from tailwise.training.sinks import PointSink
 
 if TYPE_CHECKING:
@@ -62,6 +62,18 @@ class Monitor:
         Fields of `tailwise.training.options.Options`.
 
     Raises `UsageError` for wrong settings and for a model without matrices.
+
+    >>> import torch, tailwise as tw
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> with tw.Monitor(model, every=5, full="off", history="run.jsonl", max_overhead=1.0) as monitor:
+    ...     for step in range(10):
+    ...         loss = model(torch.ones(4, 64)).square().mean()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         monitor.step(loss=loss)
+    >>> monitor.report().steps
+    10
     """
 
     def __init__(
@@ -73,7 +85,10 @@ class Monitor:
         on_alarm: Callable[[Alarm], object] | None = None,
         **settings: Unpack[MonitorSettings],
     ) -> None:
-        if not isinstance(every, int) or every < 1:
+        if not hasattr(model, "named_parameters"):
+            fix = "give the torch.nn.Module that is trained; `tailwise watch` follows a folder of checkpoints"
+            raise UsageError(f"{shown(model)} is no model in training", fix=fix)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"every is {every!r}", fix="give a whole number of steps, one or more")
         if on_alarm is not None and not callable(on_alarm):
             raise UsageError(f"on_alarm is {on_alarm!r}", fix="give a function of an alarm, such as Log()")
@@ -102,8 +117,7 @@ class Monitor:
 
     def _build(self, recipe: Recipe, history: Any, on_alarm: Callable[[Alarm], object] | None) -> None:
         from tailwise.training.cheap import Cheap
-        from tailwise.training.snapshot import Camera
-        from tailwise.training.solver import Solver
+        from tailwise.training.solver import Camera, Solver
 
         options, ranks = self._options, self._ranks
         self._opened: list[Any] = []
@@ -247,8 +261,11 @@ class Monitor:
                 sink.close()
             except Exception as error:
                 self._faults.note("closing a sink", error)
-        if self._ranks.rank == 0 and (said := self.report().nothing_taken):
-            logger.warning("the run %s: %s", self.run, said)
+        if self._ranks.rank == 0 and (trouble := self.report().nothing_taken):
+            logger.warning("the run %s: %s", self.run, trouble)
+
+    def __repr__(self) -> str:
+        return f"Monitor({self.run!r}, every {self.every} steps, {self.step_count} seen)"
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import check_fields, check_least
 from tailwise.history.point import Alarm, Point
 
 if TYPE_CHECKING:
@@ -69,10 +70,14 @@ class Options:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, full_every=1, first_step=0, snapshot_bytes=1)
         for name in ("rules", "sinks"):
-            if not isinstance(getattr(self, name) or (), Iterable):
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
                 raise UsageError(f"{name} is no list", fix=f"write {name}=[…]")
-        if (wrong := next((rule for rule in self.rules or () if not callable(rule)), None)) is not None:
+        rules = () if self.rules is None else self.rules
+        if (wrong := next((rule for rule in rules if not callable(rule)), None)) is not None:
             raise UsageError(f"{wrong!r} is no rule", fix="give functions from a point to alarms, such as Alarms()")
         optimizer_names(self.optimizer)
         if not 0.0 < self.max_overhead <= 1.0:

@@ -11,10 +11,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from typing_extensions import override
 
 from tailwise.audits.cache import Baselines, Cache
@@ -24,9 +25,74 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.spectrum import Spectrum
-from tailwise.training.cheap import dense_matrix
+from tailwise.training.cheap import dense_matrix, stamp, to_host, unchanged
 from tailwise.training.live import LiveModel
-from tailwise.training.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from tailwise.training.live import LiveModel, MatrixGroup, Tensors
+    from tailwise.training.processes import Faults, Ranks
+
+
+@dataclass
+class Snapshot:
+    """Weights as they were at one step."""
+
+    step: int
+    time: float
+    parts: list[tuple[MatrixGroup, dict[str, torch.Tensor]]]  # this rank's groups, and their tensors on the CPU
+    events: list[Any]  # of copies that are under way
+    unchanged: tuple[str, ...]  # matrices that were not copied, since they are as they were
+    left: int  # matrices that did not fit, whose turn comes next
+
+    def wait(self) -> None:
+        """Until every copy has arrived."""
+        for event in self.events:
+            event.synchronize()
+
+
+class Camera:
+    """Takes snapshots of at most `limit` bytes. What does not fit is taken first the next time."""
+
+    def __init__(self, live: LiveModel, ranks: Ranks, faults: Faults, limit: int) -> None:
+        self._live, self._ranks, self._faults, self._limit = live, ranks, faults, limit
+        self._stamps: dict[tuple[str, ...], tuple[Any, ...]] = {}
+        self._turn: dict[tuple[str, ...], int] = {}  # snapshot in which each group was last taken
+        self._count = 0
+
+    @torch.no_grad()
+    def take(self, tensors: Tensors, step: int, time: float) -> Snapshot:
+        """Copy what changed. On a GPU the copies are enqueued behind the step, and ahead of the next one."""
+        changed = [group for group in self._live.groups if not unchanged(group, tensors, self._stamps)]
+        picked, left = self._picked(changed)
+        self._count += 1
+        parts, events = list[Any](), list[Any]()
+        self._ranks.visit(picked, tensors, lambda g, whole: parts.append((g, _copied(whole, events))), self._faults)
+        for group in picked:
+            self._turn[group.tensors] = self._count
+            self._stamps[group.tensors] = stamp(group, tensors)
+        same = [group for group in self._live.groups if group not in changed]
+        names = tuple(source.name for group in same for source in group.sources)
+        return Snapshot(step, time, parts, events, names, sum(len(group.sources) for group in left))
+
+    def forget(self) -> None:
+        """Trust nothing of before: the model's tensors are others now."""
+        self._stamps, self._turn = {}, {}
+
+    def _picked(self, groups: list[MatrixGroup]) -> tuple[list[MatrixGroup], list[MatrixGroup]]:
+        """The groups that were not taken for longest, as many as fit; at least one."""
+        waiting = sorted(groups, key=lambda group: self._turn.get(group.tensors, 0))
+        room, picked = self._limit * self._ranks.world if self._ranks.sharded else self._limit, list[Any]()
+        for group in waiting:
+            if picked and group.nbytes > room:
+                break
+            picked.append(group)
+            room -= group.nbytes
+        return picked, waiting[len(picked) :]
+
+
+def _copied(tensors: Mapping[str, torch.Tensor], events: list[Any]) -> dict[str, torch.Tensor]:
+    return {name: to_host(tensor, events) for name, tensor in tensors.items()}
+
 
 #: Niceness of the solver's thread, where the system has one for each thread.
 NICE = 19
@@ -57,10 +123,10 @@ class Recent(Cache):
 
     @override
     def spectrum(self, key: str) -> Spectrum | None:
-        found = self._now.get(key) or self._before.get(key)
-        if found is not None:
-            self._now[key] = found
-        return found
+        spectrum = self._now.get(key) or self._before.get(key)
+        if spectrum is not None:
+            self._now[key] = spectrum
+        return spectrum
 
     @override
     def keep_spectrum(self, key: str, spectrum: Spectrum) -> None:
@@ -119,10 +185,10 @@ class Solver:
         self._ready.set()
         while (job := self._next()) is not None:
             try:
-                found = self._measured(job)
+                measurements = self._measured(job)
             except Exception as error:
-                found = RankMeasurements(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
-            self._done(found)
+                measurements = RankMeasurements(job.step, job.time, troubles={"the snapshot": failure(error)[1]})
+            self._done(measurements)
             del job
             with self._wake:
                 self._job = None
@@ -135,7 +201,7 @@ class Solver:
 
     def _measured(self, job: Snapshot) -> RankMeasurements:
         began = time.thread_time()
-        found = RankMeasurements(job.step, job.time, unchanged=job.unchanged, left=job.left)
+        measurements = RankMeasurements(job.step, job.time, unchanged=job.unchanged, left=job.left)
         self._cache.turn()
         job.wait()
         while job.parts:
@@ -143,40 +209,40 @@ class Solver:
             try:
                 checkpoint = self._live.checkpoint(group, tensors)
             except Exception as error:
-                found.troubles |= {source.name: failure(error)[1] for source in group.sources}
+                measurements.troubles |= {source.name: failure(error)[1] for source in group.sources}
                 continue
             for source in group.sources:
-                self._take(source, checkpoint, found)
-        found.seconds = time.thread_time() - began
-        return found
+                self._take(source, checkpoint, measurements)
+        measurements.seconds = time.thread_time() - began
+        return measurements
 
-    def _take(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
+    def _take(self, source: MatrixSource, checkpoint: Checkpoint, measurements: RankMeasurements) -> None:
         if self.stop.is_set():
-            found.stopped += 1
+            measurements.stopped += 1
         elif self._full == "lanczos":
-            self._estimate(source, checkpoint, found)
+            self._estimate(source, checkpoint, measurements)
         else:
             row, _ = Worker(checkpoint, self._recipe, "cpu", self._cache, self._baselines)(source)
-            _add(row, found)
+            _add(row, measurements)
 
-    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, found: RankMeasurements) -> None:
+    def _estimate(self, source: MatrixSource, checkpoint: Checkpoint, measurements: RankMeasurements) -> None:
         from tailwise.spectrum.lanczos import estimate
 
         try:
             values = estimate(dense_matrix(load(source, checkpoint)[0]), seed=self._recipe.seed).metrics()
         except Exception as error:
-            found.troubles[source.name] = failure(error)[1]
+            measurements.troubles[source.name] = failure(error)[1]
         else:
-            found.layers[source.name] = values
+            measurements.layers[source.name] = values
 
 
-def _add(row: LayerRow, found: RankMeasurements) -> None:
+def _add(row: LayerRow, measurements: RankMeasurements) -> None:
     if not row.measured:
-        found.troubles[row.name] = f"{row.status}: {row.reason}"
+        measurements.troubles[row.name] = f"{row.status}: {row.reason}"
         return
-    found.layers[row.name] = {name: value for name, value in row.metrics.items() if value is not None}
+    measurements.layers[row.name] = {name: value for name, value in row.metrics.items() if value is not None}
     if row.reused:
-        found.equal.append(row.name)
+        measurements.equal.append(row.name)
 
 
 def _become_humble() -> None:
@@ -189,9 +255,9 @@ def _become_humble() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
-def to_json(found: RankMeasurements) -> dict[str, Any]:
+def to_json(measurements: RankMeasurements) -> dict[str, Any]:
     """Plain JSON types."""
-    return {**found.__dict__, "unchanged": list(found.unchanged)}
+    return {**measurements.__dict__, "unchanged": list(measurements.unchanged)}
 
 
 def from_json(given: dict[str, Any]) -> RankMeasurements:

@@ -19,15 +19,15 @@ PER_LAYER = ("alpha", "stable_rank", "singular_entropy", "update_ratio")
 
 def flat(point: Point, per_layer: Sequence[str] = PER_LAYER) -> dict[str, float]:
     """Series → value: `tailwise/loss`, `tailwise/mean/alpha`, `tailwise/alpha/<layer>`; only what is finite."""
-    found = {f"tailwise/{name}": value for name, value in point.scalars.items()}
+    numbers = {f"tailwise/{name}": value for name, value in point.scalars.items()}
     columns: dict[str, list[float]] = {}
     for layer, values in point.layers.items():
         for name, value in values.items():
             if math.isfinite(value):
                 columns.setdefault(name, []).append(value)
-                found |= {f"tailwise/{name}/{layer}": value} if name in per_layer else {}
-    found |= {f"tailwise/mean/{name}": sum(values) / len(values) for name, values in columns.items()}
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+                numbers |= {f"tailwise/{name}/{layer}": value} if name in per_layer else {}
+    numbers |= {f"tailwise/mean/{name}": sum(values) / len(values) for name, values in columns.items()}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
 class Wandb:
@@ -47,12 +47,12 @@ class Wandb:
 
     def write(self, point: Point) -> None:
         """One row, or a part of one."""
-        found = {**flat(point, self._per_layer), "tailwise/step": float(point.step)}
+        numbers = {**flat(point, self._per_layer), "tailwise/step": float(point.step)}
         last = self._waiting[-1] if self._waiting else {}
         if last.get("tailwise/step") == point.step:
-            last.update(found)  # norms and spectra of one step
+            last.update(numbers)  # norms and spectra of one step
         else:
-            self._waiting.append(found)
+            self._waiting.append(numbers)
         if self._commit:
             self.flush()
         elif self._row is None or self._run.step > self._row + 1:

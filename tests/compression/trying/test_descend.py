@@ -194,3 +194,27 @@ def test_bf16_is_taken_where_it_is_faster_and_close(monkeypatch, audit, tokens) 
     assert pace_of(stage.trial.model, stage.search[:1], times(3.0, 2.9)).passes is None
     monkeypatch.setattr("tailwise.compression.trying.pace._CLOSE", 0.0)
     assert pace_of(stage.trial.model, stage.search[:1], times(3.0, 1.0)) == Pace(3.0, 3.0)
+
+
+def test_inputs_are_summed_and_tensors_changed_in_full_while_passes_are_narrow(audit, tokens) -> None:
+    for plan in (_pruned(audit, "sparsegpt"), plan_quantize(audit, QuantizeRequest(bits=3.5, formats=FORMATS))):
+        stage = _stage(audit, tokens, plan)
+        exact = stage.trial.applied_losses(plan, stage.looked, stage.guard)
+        wide = {tensor: seen.hessian for tensor, seen in stage.trial.inputs.items()}
+        stage.trial.passes = torch.bfloat16
+        assert stage.trial.applied_losses(plan, stage.looked, stage.guard) == pytest.approx(exact, rel=0.05)
+        if wide:
+            stage.trial.look_again(plan, stage.looked)
+            assert all(seen.hessian.dtype == wide[tensor].dtype for tensor, seen in stage.trial.inputs.items())
+
+
+def test_text_formats_of_ggml_are_tried_with_narrow_passes(audit, tokens) -> None:
+    plan = plan_quantize(audit, QuantizeRequest(formats=("q4_0",)))
+    stage = _stage(audit, tokens, plan)
+    exact = stage.trial.losses(plan, stage.search)
+    stage.trial.restore()
+    narrow = _stage(audit, tokens, plan, passes=torch.bfloat16)
+    assert narrow.trial.losses(plan, narrow.search) == pytest.approx(exact, rel=0.05)
+    assert narrow.trial.applied_losses(plan, narrow.looked, narrow.guard) == pytest.approx(
+        stage.trial.applied_losses(plan, stage.looked, stage.guard), rel=0.05
+    )

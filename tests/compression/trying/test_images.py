@@ -20,7 +20,8 @@ from tailwise.compression.trying.predictors import foretold
 from tailwise.compression.trying.stage import StageOptions
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation.classify import evaluate_images
-from tailwise.models.evaluation.images import Preparation, images_of, is_classifier, load_classifier, preparation_of
+from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier
+from tailwise.models.evaluation.preparation import Preparation, preparation_of
 
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

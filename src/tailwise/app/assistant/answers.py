@@ -36,9 +36,9 @@ def answer(question: str, workspace: Workspace, screen: ShownPage) -> Answer:
     except TailwiseError as error:
         text = _trouble(error.what, error.fix or "")
         asked.facts.append({"error": error.what, "fix": error.fix or ""})
-    facts = tuple(asked.facts)
-    pages = [page for page in links_in(facts) if f"]({page.href})" in text]
-    return Answer(text, tuple(pages[:_MOST_LINKS]), facts, unverified(text, facts))
+    looked_up = tuple(asked.facts)
+    pages = [page for page in links_in(looked_up) if f"]({page.href})" in text]
+    return Answer(text, tuple(pages[:_MOST_LINKS]), looked_up, unverified(text, looked_up))
 
 
 #: What no audit can tell, and the command that does.
@@ -51,15 +51,15 @@ _COMMANDS = (
 
 
 def _command(asked: Question) -> str:
-    found = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
-    return f" `{found}` answers it." if found else ""
+    suggested = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
+    return f" `{suggested}` answers it." if suggested else ""
 
 
 def _trouble(what: str, fix: str) -> str:
     stop = "" if what.endswith((".", "?", "!")) else "."
-    said = f"{prose(what[:1].upper() + what[1:])}{stop}"
+    message = f"{prose(what[:1].upper() + what[1:])}{stop}"
     return (
-        f"{said} {prose(fix[:1].upper() + fix[1:])}."
+        f"{message} {prose(fix[:1].upper() + fix[1:])}."
         if fix and not fix.endswith((".", "?"))
-        else f"{said} {prose(fix)}".strip()
+        else f"{message} {prose(fix)}".strip()
     )

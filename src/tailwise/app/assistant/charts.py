@@ -27,5 +27,5 @@ def chart_of(audit: str, metric: str) -> Link:
 
 def chart_for(audit: str, metrics: Sequence[str]) -> Link | None:
     """The chart of the first of some metrics that has one of its own."""
-    found = next((metric for metric in metrics if metric in OF_METRIC), None)
-    return None if found is None else chart_of(audit, found)
+    metric_of_chart = next((metric for metric in metrics if metric in OF_METRIC), None)
+    return None if metric_of_chart is None else chart_of(audit, metric_of_chart)

@@ -19,7 +19,7 @@ from tailwise.app.assistant.prompt import prompt_facts, system_prompt
 from tailwise.app.assistant.screen import ShownPage
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError, UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class _AskedTools:
     def parsed(self) -> dict[str, Any] | None:
         """The arguments, or None for what is no JSON object."""
         try:
-            found = json_of(self.arguments or "{}")
+            document = json_of(self.arguments or "{}")
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
+        return document if isinstance(document, dict) else None
 
 
 @dataclass
@@ -80,7 +80,7 @@ def chat(
     model's own text, to be shown as text; the answer in `Answered` has no links but to pages of the workspace.
     """
     if missing("openai"):
-        yield Failed("a language model is asked through the package openai", 'pip install "tailwise[assistant]"')
+        yield Failed("a language model is asked through the package openai", how_to_get("assistant"))
         return
     import openai
 
@@ -94,10 +94,10 @@ def chat(
         except (openai.OpenAIError, UsageError, ValueError, _Stop) as error:
             yield failure(error, endpoint)
             return
-    facts = tuple(talk.facts)
+    looked_up = tuple(talk.facts)
     text = own_links(_THOUGHTS.sub("", talk.text).strip())
-    pages = tuple(page for page in links_in(facts) if f"]({page.href})" in text)
-    yield Answered(Answer(text, pages, facts, unverified(text, (*facts, *known))))
+    pages = tuple(page for page in links_in(looked_up) if f"]({page.href})" in text)
+    yield Answered(Answer(text, pages, looked_up, unverified(text, (*looked_up, *known))))
 
 
 class _Stop(Exception):  # noqa: N818 - it ends an answer; `failures` gives it words
@@ -220,25 +220,25 @@ def failure(error: Exception, endpoint: Endpoint) -> Failed:
 def _words(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
     import openai
 
-    where, said = endpoint.base_url, shorten(" ".join(str(getattr(error, "message", error)).split()), _MOST)
+    where, message = endpoint.base_url, shorten(" ".join(str(getattr(error, "message", error)).split()), _MOST)
     if isinstance(error, TailwiseError):
         return error.what, error.fix or ""
-    table: tuple[tuple[type[Exception], str, str], ...] = (
+    table: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
         (openai.APITimeoutError, f"{where} did not answer within {endpoint.timeout:g} s",
          "is the model still loading? try again, or take a smaller one"),
         (openai.APIConnectionError, f"{where} cannot be reached",
          "start the server, and check address and port; it mostly ends in /v1"),
-        (openai.AuthenticationError, f"{where} refuses the key: {said}", "give another key in the settings"),
-        (openai.PermissionDeniedError, f"{where} forbids it: {said}", "check what the key may do"),
-        (openai.NotFoundError, f"{where} has no model {endpoint.model!r}, or is not the address of its API: {said}",
+        (openai.AuthenticationError, f"{where} refuses the key: {message}", "give another key in the settings"),
+        (openai.PermissionDeniedError, f"{where} forbids it: {message}", "check what the key may do"),
+        (openai.NotFoundError, f"{where} has no model {endpoint.model!r}, or is not the address of its API: {message}",
          "check the model's name, and whether the address ends in /v1"),
-        (openai.RateLimitError, f"{where} is at its limit: {said}", "wait a little, and try again"),
-        (openai.BadRequestError, f"{where} refuses the request: {said}",
+        (openai.RateLimitError, f"{where} is at its limit: {message}", "wait a little, and try again"),
+        (openai.BadRequestError, f"{where} refuses the request: {message}",
          "is the model's window too small for the prompt? take one with 16,000 tokens or more"),
-        (openai.APIStatusError, f"{where} failed: {said}", "look at the server's log"),
-        (openai.OpenAIError, f"{where} sent what cannot be understood: {said}", "is it an OpenAI-compatible server?"),
-        (ValueError, f"{where} sent what cannot be understood: {said}", "is it an OpenAI-compatible server?"),
+        (openai.APIStatusError, f"{where} failed: {message}", "look at the server's log"),
+        ((openai.OpenAIError, ValueError), f"{where} sent what cannot be understood: {message}",
+         "is it an OpenAI-compatible server?"),
     )  # fmt: skip
     return next(
-        ((text, fix) for kind, text, fix in table if isinstance(error, kind)), (said, "ask again, or in other words")
+        ((text, fix) for kind, text, fix in table if isinstance(error, kind)), (message, "ask again, or in other words")
     )

@@ -44,11 +44,11 @@ class Endpoint:
 
         A key that belongs to one server is not sent to another: the settings file's key goes only to its own.
         """
-        kept = load()
-        url = base_url or os.environ.get(URL) or (kept.base_url if kept else None)
+        stored = load()
+        url = base_url or os.environ.get(URL) or (stored.base_url if stored else None)
         if not url:
             return None
-        own = kept if kept is not None and _same_server(kept.base_url, url) else None
+        own = stored if stored is not None and _same_server(stored.base_url, url) else None
         name = model or os.environ.get(MODEL) or (own.model if own else "")
         # The key of the environment is for the server of the environment, where it names one.
         meant = os.environ.get(URL)
@@ -69,8 +69,8 @@ class Endpoint:
     def changed(self, *, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> Endpoint:
         """With other settings. A key stays only where the server stays, so that it cannot be sent elsewhere."""
         url = base_url or self.base_url
-        kept = self.api_key if _same_server(self.base_url, url) else None
-        return Endpoint(url, model or self.model, api_key or kept, self.timeout, self.tools)
+        same_key = self.api_key if _same_server(self.base_url, url) else None
+        return Endpoint(url, model or self.model, api_key or same_key, self.timeout, self.tools)
 
     def save(self, path: Path | None = None) -> Path:
         """Keep it in a file that only its owner can read."""
@@ -105,12 +105,12 @@ def load(path: Path | None = None) -> Endpoint | None:
         raise UnreadableError(f"the assistant's settings cannot be read: {error}", where=source) from error
     try:
         data = json_of(text)
-        key, found = data.get("api_key"), Endpoint(data["base_url"], data["model"], tools=data.get("tools", True))
+        key, endpoint = data.get("api_key"), Endpoint(data["base_url"], data["model"], tools=data.get("tools", True))
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise UnreadableError("the assistant's settings are damaged", where=source, fix="remove the file") from error
     if key and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UnreadableError("others can read the key in this file", where=source, fix=f"chmod 600 {source}")
-    return found.changed(api_key=key)
+    return endpoint.changed(api_key=key)
 
 
 def forget(path: Path | None = None) -> None:

@@ -40,18 +40,18 @@ TERMS: Mapping[str, Term] = {
              "not.",
              "docs/definitions.md"),
         Term("sparsity", "The fraction of a tensor's parameters that pruning sets to zero or takes out.",
-             "docs/pruning.md"),
+             "docs/prune.md"),
         Term("plan", "A file that says for every tensor how much is pruned or which number format it gets, and why. "
              "Nothing is changed until `tailwise apply` is run.", "docs/plans.md"),
         Term("auto", "The allocator that tries the other ways on calibration text, and keeps the plan that loses least "
-             "on text the search had not seen.", "docs/pruning.md"),
+             "on text the search had not seen.", "docs/prune.md"),
         Term("alarm", "What a rule over time noticed in a training run: code, step, layers, and when it began.",
-             "docs/alarms.md"),
+             "docs/training.md"),
         Term("role", "What a matrix does in the network, told from its name: attn_q, mlp_up, embed … Compare numbers "
-             "within a role and shape, not across.", "docs/roles.md"),
+             "within a role and shape, not across.", "docs/checkpoints.md"),
         Term("finding", "A pattern that a rule saw in an audit, with its numbers, causes, remedies, and how well the "
              "rule itself is founded: theory, published, or heuristic.", "docs/rules.md"),
-        Term("audit", "Every spectral number of one checkpoint, in a file; it holds no weights.", "docs/quickstart.md"),
+        Term("audit", "Every spectral number of one checkpoint, in a file; it holds no weights.", "docs/index.md"),
     )
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from tailwise.app.assistant.replies import compression, concepts, topics, values
 from tailwise.app.assistant.replies import training_runs as training
 from tailwise.app.assistant.replies import verdicts as health
 from tailwise.app.assistant.replies.question import Question
+from tailwise.app.assistant.replies.this_page import of_page
 from tailwise.spectrum.metrics.metric import METRICS
 
 Reply = Callable[[Question], str]
@@ -66,10 +67,10 @@ def _explains(question: Question) -> Reply | None:
 
 def _reading(question: Question) -> Reply | None:
     """`what does alpha below 2 mean?`; of a layer that is named, its own numbers answer."""
-    found = reading_of(question.lower)
-    if found is None or codes_in(question.text) or (question.has_audit() and question.layers().rows):
+    value_meaning = reading_of(question.lower)
+    if value_meaning is None or codes_in(question.text) or (question.has_audit() and question.layers().rows):
         return None
-    return lambda asked: concepts.reading(asked, found)
+    return lambda asked: concepts.reading(asked, value_meaning)
 
 
 def _code(question: Question) -> Reply | None:
@@ -103,8 +104,8 @@ def _number(question: Question) -> Reply | None:
 def _metric_in(question: Question) -> str | None:
     words = _METRIC_WORDS.findall(question.lower)
     pairs = [" ".join(pair) for pair in pairwise(words)]
-    found = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
-    return next((name for name in found if name in METRICS), None)
+    metrics = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
+    return next((name for name in metrics if name in METRICS), None)
 
 
 def _layer(question: Question) -> Reply | None:
@@ -149,6 +150,7 @@ INTENTS: tuple[Intent, ...] = (
         r"who are you|what are you\b",
     )),
     Intent("chart", _chart),
+    Intent("page", of_page),
     Intent("quantize", _words(
         compression.quantize, r"quanti[sz]", r"\bint ?[2348]\b", r"\b[2348](\.\d)?[- ]?bits?\b", r"\bn?fp ?[48]\b",
         r"mxfp|nvfp", r"\b(gguf|awq|gptq)\b", r"low[- ]precision",

@@ -57,8 +57,8 @@ def meant_in(question: str, audit: Audit) -> Meant:
 
 def _named(question: str, audit: Audit) -> LayerRow | None:
     """The longest full name that the question holds."""
-    found = [row for row in audit.rows if len(row.name) > 2 and _holds(question, row.name)]
-    return max(found, key=lambda row: len(row.name), default=None)
+    named_rows = [row for row in audit.rows if len(row.name) > 2 and _holds(question, row.name)]
+    return max(named_rows, key=lambda row: len(row.name), default=None)
 
 
 def _holds(text: str, name: str) -> bool:

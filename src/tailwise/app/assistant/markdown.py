@@ -70,12 +70,12 @@ def plain(text: str) -> str:
     return bare
 
 
-def links_in(facts: Iterable[Fact]) -> tuple[Link, ...]:
+def links_in(answers: Iterable[Fact]) -> tuple[Link, ...]:
     """The pages that facts point to, inner ones too, each once, in order."""
-    found: dict[str, Link] = {}
-    for item in (item for fact in facts for item in _links(fact)):
-        found.setdefault(item["href"], Link(item["text"], item["href"]))
-    return tuple(found.values())
+    links: dict[str, Link] = {}
+    for item in (item for fact in answers for item in _links(fact)):
+        links.setdefault(item["href"], Link(item["text"], item["href"]))
+    return tuple(links.values())
 
 
 def _links(value: Any) -> Iterator[dict[str, str]]:

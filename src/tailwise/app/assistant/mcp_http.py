@@ -84,10 +84,10 @@ def app_of(server: Server[Any], address: ListenAddress, port: int) -> App:
 
 def _in_time(app: App) -> App:
     """Wait for no body longer than for those of the web app."""
-    from tailwise.app.bodies import bounded
+    from tailwise.app.bodies import BodyLimits, bounded
 
     async def patient(scope: Scope, receive: Any, send: Any) -> None:
-        await app(scope, bounded(receive, _MOST) if scope["type"] == "http" else receive, send)
+        await app(scope, bounded(receive, BodyLimits(_MOST)) if scope["type"] == "http" else receive, send)
 
     return patient
 

@@ -12,7 +12,7 @@ from tailwise.app.assistant.functions.function import FUNCTIONS, Function, Place
 from tailwise.app.assistant.writing import Verbs, writing_functions
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import UsageError, unknown_name
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -27,7 +27,7 @@ instructions."""
 def require_mcp() -> None:
     """`UsageError` with the remedy where the optional package is absent."""
     if missing("mcp"):
-        raise UsageError("an MCP server needs the package mcp", fix='pip install "tailwise[mcp]"')
+        raise UsageError("an MCP server needs the package mcp", fix=how_to_get("mcp"))
 
 
 def tools_of(verbs: Verbs | None) -> dict[str, Function]:

@@ -24,6 +24,8 @@ _DECIMAL_AFTER_DASH = re.compile(r"^[^\W\d_]+-(?=\d+\.\d+$)")
 _PLACE = re.compile(r"(?i)\b((?:layer|block)s?\s+(?:no\.\s*)?)(\d+(?:\s*(?:,|and|or|to|–|-)\s*\d+)*)")
 #: Behind a word or a bracket, and before the end of a sentence or a bracket: not "2024 eigenvalues".
 _YEAR = re.compile(r"(?m)(?:(?<=\()|(?<=al\. )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|\s*$)")
+#: What a list goes on with: the names before it, as far back as the sentence goes, and how many are left out.
+_MORE = re.compile(r"(?P<named>[^\n;:]*?),? (?:and|…) (?P<more>\d[\d,]*) (?:more|others)\b")
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])[-−+])?(?<![\w.])(?P<digits>\d{1,3}(?:[, \u202f]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+−]?\d+)|\s*[×x·]\s*10\^(?P<power>[-−]?\d+))?"
@@ -61,7 +63,7 @@ class Known:
             self.values.add(float(value))
         elif isinstance(value, str):
             self.places |= {int(part) for part in re.findall(r"(?<![^.\s])\d{1,6}(?![^.\s])", value)}
-            self.values |= {said.value / (100 if said.percent else 1) for said in numbers_in(value)}
+            self.values |= {number.value / (100 if number.percent else 1) for number in numbers_in(value)}
         elif isinstance(value, dict):
             for key, item in value.items():
                 if key != "links":
@@ -71,24 +73,33 @@ class Known:
             for item in value:
                 self.take(item)
 
-    def has(self, said: NumberInText) -> bool:
+    def has(self, number: NumberInText) -> bool:
         """Whether a fact holds the number, as far as its digits go."""
-        return math.isfinite(said.value) and any(_same(said, value) for value in self.values)
+        return math.isfinite(number.value) and any(_same(number, value) for value in self.values)
 
 
-def unverified(text: str, facts: Iterable[Fact]) -> tuple[str, ...]:
+def unverified(text: str, answers: Iterable[Fact]) -> tuple[str, ...]:
     """The numbers of a Markdown text that are in none of the facts, each once, as they are written."""
     known = Known()
-    for fact in facts:
+    for fact in answers:
         known.take(fact)
-    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), plain(text))
-    return tuple(dict.fromkeys(said.text for said in numbers_in(shown) if not known.has(said)))
+    shown = _MORE.sub(lambda match: "" if _is_rest(match, known) else match[0], plain(text))
+    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), shown)
+    return tuple(dict.fromkeys(number.text for number in numbers_in(shown) if not known.has(number)))
+
+
+def _is_rest(found: re.Match[str], known: Known) -> bool:
+    """Whether "a, b and 41 more" leaves out as many as some list is longer than what is named of it."""
+    named = found["named"].count(",") + 1
+    return any(float(int(found["more"].replace(",", "")) + count) in known.values for count in range(1, named + 1))
 
 
 def _left(numbers: str, known: Known) -> str:
     """Of "3 and 99" behind the word "blocks", those that no name and no fact has."""
-    found = [int(part) for part in re.findall(r"\d+", numbers)]
-    return " ".join(str(number) for number in found if number not in known.places and float(number) not in known.values)
+    numerals = [int(part) for part in re.findall(r"\d+", numbers)]
+    return " ".join(
+        str(number) for number in numerals if number not in known.places and float(number) not in known.values
+    )
 
 
 def numbers_in(text: str) -> Iterator[NumberInText]:
@@ -124,17 +135,17 @@ def _said(match: re.Match[str]) -> NumberInText:
     )
 
 
-def _same(said: NumberInText, value: float) -> bool:
-    candidates = [value, 100.0 * value] if said.percent else [value]
-    return any(_near(said, one) for one in candidates if math.isfinite(one))
+def _same(number: NumberInText, value: float) -> bool:
+    candidates = [value, 100.0 * value] if number.percent else [value]
+    return any(_near(number, one) for one in candidates if math.isfinite(one))
 
 
-def _near(said: NumberInText, value: float) -> bool:
-    if not said.signed:
+def _near(number: NumberInText, value: float) -> bool:
+    if not number.signed:
         value = abs(value)  # "fell by 0.5" of a change of −0.5
-    if said.whole and not said.percent and not value.is_integer() and abs(value) < _ROUNDED_FROM:
+    if number.whole and not number.percent and not value.is_integer() and abs(value) < _ROUNDED_FROM:
         return False
-    room = said.half * (1 + 1e-6) + 1e-9 * abs(value)
-    if said.whole and value.is_integer() and not said.percent:
+    room = number.half * (1 + 1e-6) + 1e-9 * abs(value)
+    if number.whole and value.is_integer() and not number.percent:
         room = 1e-9 * abs(value)
-    return abs(said.value - value) <= room
+    return abs(number.value - value) <= room

@@ -25,7 +25,7 @@ How to answer:
 - Quote a number only if a tool result or the data below holds it, with its error and unit. A check marks every other \
 number for the reader. Where you lack a number, call a tool. Do no arithmetic of your own beyond rounding.
 - Say what supports a statement: the finding's code, and how strong the rule is (theory, published, heuristic).
-- A finding's absence is not health: say which rules could not look.
+- A finding's absence is not health: say which rules were not evaluated.
 - alpha describes a spectrum. It is no measure of quality, and it does not say which layers can be pruned or \
 quantized: measured on two small models, plans by alpha did not reliably beat the same amount everywhere, and lost to \
 plans found by trial. Point to plans that were tried on text (`tailwise plan prune|quantize … --calibration TEXT`) and \
@@ -81,18 +81,18 @@ def _screen(workspace: Workspace, screen: ShownPage) -> list[str]:
 def _data(workspace: Workspace, screen: ShownPage) -> dict[str, Fact]:
     """What is on screen, by what it is; what cannot be read says so."""
     place = Place(workspace, screen)
-    found = {"where": call("list", {}, place)}
+    data = {"where": call("list", {}, place)}
     if screen.audit or screen.audits:
-        found["audit"] = call("audit", {}, place)
-        found["diagnosis"] = call("diagnose", {}, place)
+        data["audit"] = call("audit", {}, place)
+        data["diagnosis"] = call("diagnose", {}, place)
     if screen.layer:
-        found["layer"] = call("layer", {}, place)
+        data["layer"] = call("layer", {}, place)
     if screen.base:
-        found["against base"] = call("compare", {}, place)
+        data["against base"] = call("compare", {}, place)
     if screen.run:
-        found["run"] = call("training", {}, place)
+        data["run"] = call("training", {}, place)
     if screen.plan:
-        found["plan"] = call("plan", {}, place)
+        data["plan"] = call("plan", {}, place)
     if screen.chart:
-        found["chart"] = call("explain", {"topic": screen.chart}, place)
-    return {title: within(fact, _MOST_DATA) for title, fact in found.items()}
+        data["chart"] = call("explain", {"topic": screen.chart}, place)
+    return {title: within(fact, _MOST_DATA) for title, fact in data.items()}

@@ -110,7 +110,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "Pruning that takes more of blocks with high α: shares linear in the mean α of a block, within [1 − τ, "
             "1 + τ]. "
             "Here `tailwise plan prune --allocator alpha`. On two small models it did not reliably beat the same "
-            "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α foretells it.",
+            "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α predicts it.",
             "Lu et al. 2024, arXiv:2410.10912; docs/evidence.md",
             r"alpha.?pruning",
             ("auto", "sparsity"),
@@ -131,7 +131,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "that is kept, shows what changes. `tw.Monitor(model, every=1000)` holds a share of the time and skips "
             "audits that do not fit. After training: once for each model that is kept, and again after fine-tuning, "
             "pruning or merging.",
-            "docs/watching.md",
+            "docs/training.md",
             r"how often.*(?:audit|measure|look|check|monitor|run)|(?:audit|monitor).*how often|every how many",
             ("audit", "alarm"),
         ),

@@ -16,4 +16,5 @@ class ShownPage:
     chart: str | None = None
     run: str | None = None
     plan: str | None = None
+    file: str | None = None  # a comparison or a precision study
     audits: tuple[str, ...] = ()  # side by side

@@ -49,9 +49,9 @@ def writing_functions(verbs: Verbs) -> dict[str, Function]:
 
     def run_audit(place: Place, model: str, name: str, randomize: bool = False) -> Fact:
         target = _target(place, name, ".audit")
-        found = verbs.audit(place.workspace.confined(model), randomize)
+        made = verbs.audit(place.workspace.confined(model), randomize)
         try:
-            found.save(target, exclusive=True)
+            made.save(target, exclusive=True)
         except FileExistsError as error:
             raise _taken(target) from error
         return told_of_audit(place, _identity(place, target))
@@ -71,11 +71,11 @@ def writing_functions(verbs: Verbs) -> dict[str, Function]:
         planned = place.workspace.audit(place.audit(audit))
         if text is not None:  # on which the model is tried, wherever the audit says that it is
             place.workspace.confined(planned.model)
-        found = verbs.plan(planned, PlanOrder(kind, amount, allocator, text))
+        made = verbs.plan(planned, PlanOrder(kind, amount, allocator, text))
         if target.exists():  # it may have come while the plan was made
             raise _taken(target)
-        found.save(target)
-        return {"plan": _identity(place, target), "kept": True, **plan_fact(found)}
+        made.save(target)
+        return {"plan": _identity(place, target), "kept": True, **plan_fact(made)}
 
     name = {"type": "string", "description": "of the file that is written, without a folder; an existing one is kept"}
     allocators = ", ".join(dict.fromkeys([*ALLOCATORS, *ASSIGNERS]))

@@ -17,11 +17,11 @@ def words_of(name: str, otherwise: str) -> str:
 
 def free_name(output: Path, taken: set[str]) -> Path:
     """The path, or the next like it that is neither there nor taken."""
-    number, found = 2, output
-    while found.exists() or str(found) in taken:
-        found = output.with_name(f"{output.stem}-{number}{output.suffix}")
+    number, free = 2, output
+    while free.exists() or str(free) in taken:
+        free = output.with_name(f"{output.stem}-{number}{output.suffix}")
         number += 1
-    return found
+    return free
 
 
 def place(written: Path, wanted: Path) -> Path:

@@ -58,19 +58,19 @@ class JobProcess:
 
     def follow(self, tell: Callable[[Mapping[str, Any]], None]) -> tuple[int, str]:
         """Call `tell` with every step, and give the exit status with the last lines of what was said."""
-        said: list[str] = []
+        lines: list[str] = []
         if self.process.stderr is not None:
             with self.process.stderr:
                 for line in self.process.stderr:
                     step = _step(line)
                     if step is None:
-                        said = [*said, line.rstrip()][-_LAST_LINES:]
+                        lines = [*lines, line.rstrip()][-_LAST_LINES:]
                     else:
                         tell(step)
         status = self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        return status, "\n".join(line for line in said if line)
+        return status, "\n".join(line for line in lines if line)
 
     def stop(self) -> None:
         """End the process and all that it started. Its spectra are kept."""
@@ -99,7 +99,7 @@ def _step(line: str) -> Mapping[str, Any] | None:
     if not line.startswith('{"progress"'):
         return None
     try:
-        found = json_of(line)["progress"]
+        progress = json_of(line)["progress"]
     except (ValueError, KeyError):
         return None
-    return found if isinstance(found, dict) else None
+    return progress if isinstance(progress, dict) else None

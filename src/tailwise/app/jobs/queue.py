@@ -23,6 +23,7 @@ from tailwise.app.jobs.outputs import free_name, place
 from tailwise.app.jobs.process import JobProcess
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import TailwiseError, UsageError, unknown_name
+from tailwise.core.locks import let_go, take
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +140,11 @@ class Queue:
                     continue
                 self._running = (job.id, running)
                 self._put(job)
-            status, said = running.follow(partial(self._step, job.id))
+            status, last_words = running.follow(partial(self._step, job.id))
             with self._changed:
                 self._running = None
                 try:
-                    self._end(self._jobs[job.id], status, said)
+                    self._end(self._jobs[job.id], status, last_words)
                 except OSError as error:  # one job must not end all that come after it
                     self._put(replace(self._jobs[job.id], state="failed", ended=time.time(), message=str(error)))
 
@@ -164,7 +165,7 @@ class Queue:
             )  # fmt: skip
             self._changed.notify_all()
 
-    def _end(self, job: Job, status: int, said: str) -> None:
+    def _end(self, job: Job, status: int, last_words: str) -> None:
         aside = self._aside(job)
         if job.over:  # cancelled meanwhile
             aside.unlink(missing_ok=True)
@@ -175,7 +176,7 @@ class Queue:
             self._put(replace(job, state="queued"))
         else:
             aside.unlink(missing_ok=True)
-            message = said or f"The process ended with {status}."
+            message = last_words or f"The process ended with {status}."
             self._put(replace(job, state="failed", ended=time.time(), message=message[-2000:]))
 
     def _aside(self, job: Job) -> Path:
@@ -235,7 +236,11 @@ _SERVERS = 100
 
 
 class FolderClaim:
-    """A folder for jobs that no other server works on, as long as this one lives."""
+    """A folder for jobs that no other server works on, as long as this one lives.
+
+    The models of a sweep have a lease each, since workers on many machines share them and one may die unseen. The jobs
+    of a server are its own: the system lets go of the lock at the moment that it dies, so none has to run out first.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Take `jobs`, or `jobs-2` and so on where servers that run have those."""
@@ -243,7 +248,7 @@ class FolderClaim:
         for candidate in _folders(folder):
             lock = _locked(candidate)
             if lock is not None:
-                self.folder, self._release = candidate, weakref.finalize(self, lock.release)
+                self.folder, self._release = candidate, weakref.finalize(self, let_go, lock)
                 self._adopt(folder)
                 return
 
@@ -257,7 +262,7 @@ class FolderClaim:
                 for pattern in ("*.audit", "*.json"):  # in this order: a job without its file is one that wrote none
                     for path in other.glob(pattern):
                         path.replace(self.folder / path.name)
-            lock.release()
+            let_go(lock)
 
     def release(self) -> None:
         """Leave it to the next server."""
@@ -274,7 +279,7 @@ def _locked(folder: Path) -> BaseFileLock | None:
     lock = FileLock(folder / ".lock", mode=0o600, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        take(lock)
     except OSError:  # another server has it, or the disk is full or may not be written: the queue is not kept at all
         return None
     return lock

@@ -12,14 +12,14 @@ from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import words_of
 from tailwise.app.page_context import PageContext
 from tailwise.core.errors import UsageError
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES
+from tailwise.spectrum.power_law import estimator_names
 
 _HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?")
 
 if TYPE_CHECKING:
     EstimatorName = str
 else:
-    EstimatorName = Literal[*ESTIMATOR_NAMES]
+    EstimatorName = Literal[*estimator_names()]
 
 
 class Wish(BaseModel):
@@ -32,31 +32,31 @@ class Wish(BaseModel):
     bootstrap: int = Field(0, ge=0, le=1000)
 
 
-def start(desk: PageContext, wish: Wish) -> Job:
+def start(context: PageContext, wish: Wish) -> Job:
     """Put an audit into the queue.
 
     Raises `UsageError` for what is neither below a root nor an id of the Hub, on a read-only server, where too many
     were started within a minute, and where the queue is full.
     """
-    desk.check_writable()
-    model = _named(desk, wish.model.strip())
+    context.check_writable()
+    model = _named(context, wish.model.strip())
     options: dict[str, Any] = {"estimator": wish.estimator, "randomize": wish.randomize, "bootstrap": wish.bootstrap}
     if wish.base.strip():
-        options["base"] = _named(desk, wish.base.strip())
-    if not desk.starts.allows():
+        options["base"] = _named(context, wish.base.strip())
+    if not context.starts.allows():
         raise UsageError("too many audits were started within a minute", fix="wait a little")
     words = words_of(Path(model.rstrip("/")).name, "model")
-    return desk.queue.add(model, desk.settings.state / "audits" / f"{words}.audit", options)
+    return context.queue.add(model, context.settings.state / "audits" / f"{words}.audit", options)
 
 
-def _named(desk: PageContext, text: str) -> str:
+def _named(context: PageContext, text: str) -> str:
     if "\0" in text:
         raise UsageError("is no path", where=text.replace("\0", "␀"))
     try:
-        return str(desk.workspace.confined(text))
+        return str(context.workspace.confined(text))
     except UsageError:
         if not _HUB.fullmatch(text) or ".." in text:
             raise
-    if not desk.settings.hub:
+    if not context.settings.hub:
         raise UsageError("models of the Hub are not audited here", where=text, fix="start the server without --no-hub")
     return text if text.startswith("hf://") else f"hf://{text}"

@@ -44,6 +44,7 @@ class OnScreen(BaseModel):
     chart: Name | None = None
     run: Name | None = None
     plan: Name | None = None
+    file: Name | None = None
     audits: Annotated[list[Name], Field(max_length=8)] = []
 
     def screen(self) -> ShownPage:
@@ -70,16 +71,16 @@ def _endpoint() -> Endpoint | None:
 
 
 @router.post("/assistant/ask")
-async def ask(desk: Given, question: AskedConversation) -> StreamingResponse:
+async def ask(context: Given, question: AskedConversation) -> StreamingResponse:
     """Server-sent events of one answer: by rules, or by a model where one is set up."""
-    if not desk.questions.allows():
+    if not context.questions.allows():
         raise UsageError("too many questions within a minute", fix="wait a little")
-    return stream(from_a_thread(lambda: _events(desk, question), desk.ending))
+    return stream(from_a_thread(lambda: _events(context, question), context.ending))
 
 
-def _events(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
+def _events(context: PageContext, question: AskedConversation) -> Iterator[bytes]:
     try:
-        yield from _answered(desk, question)
+        yield from _answered(context, question)
     except TailwiseError as error:
         yield _sent(Failed(error.what, error.fix or ""))
     except Exception:  # the page waits for an end
@@ -87,30 +88,30 @@ def _events(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
         yield _sent(Failed("something went wrong here", "the server's log says more"))
 
 
-def _answered(desk: PageContext, question: AskedConversation) -> Iterator[bytes]:
+def _answered(context: PageContext, question: AskedConversation) -> Iterator[bytes]:
     screen, endpoint = question.screen.screen(), _endpoint()
     if endpoint is None:
-        yield _sent(Answered(answer(question.messages[-1].content, desk.workspace, screen)))
+        yield _sent(Answered(answer(question.messages[-1].content, context.workspace, screen)))
         return
     messages = [{"role": one.role, "content": one.content} for one in question.messages]
-    if not desk.answers.acquire(blocking=False):
+    if not context.answers.acquire(blocking=False):
         yield _sent(Failed("too many answers are being written at once", "ask again when one is done"))
         return
     try:
-        for event in chat(messages, desk.workspace, screen, endpoint):
+        for event in chat(messages, context.workspace, screen, endpoint):
             yield _sent(event)
     finally:
-        desk.answers.release()
+        context.answers.release()
 
 
 def _sent(event: Event) -> bytes:
-    found = to_json(event)
+    document = to_json(event)
     if isinstance(event, Answered):
-        found["html"] = str(drawn(event.answer.text))
-        found["answer"].pop("facts")  # the page shows the text; the facts may be large
-    if found["kind"] == "result":
-        found.pop("fact")
-    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n".encode(errors="replace")
+        document["html"] = str(drawn(event.answer.text))
+        document["answer"].pop("facts")  # the page shows the text; the facts may be large
+    if document["kind"] == "result":
+        document.pop("fact")
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
 # Settings
@@ -125,22 +126,22 @@ class EndpointTyped(BaseModel):
 
 
 @router.get("/settings")
-def settings(request: Request, desk: Given, on: Annotated[OnScreen, Query()]) -> HTMLResponse:
+def settings(request: Request, context: Given, on: Annotated[OnScreen, Query()]) -> HTMLResponse:
     """The endpoint, and the prompt as it is for the page that one comes from."""
-    return _page(request, desk, on)
+    return _page(request, context, on)
 
 
-def _page(request: Request, desk: PageContext, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
+def _page(request: Request, context: PageContext, on: OnScreen, message: str = "", status: int = 200) -> HTMLResponse:
     try:
         endpoint, trouble = _endpoint(), ""
     except TailwiseError as error:
         endpoint, trouble = None, str(error)
     values: dict[str, Any] = {
-        "area": "", "on": on.model_dump(exclude_none=True), "prompt": system_prompt(desk.workspace, on.screen()),
+        "area": "", "on": on.model_dump(exclude_none=True), "prompt": system_prompt(context.workspace, on.screen()),
         "endpoint": None if endpoint is None else endpoint.to_client(), "trouble": message or trouble,
-        "fixed": not _may_change(desk), "kept": _is_kept(), "examples": EXAMPLES,
+        "fixed": not _may_change(context), "kept": _is_kept(), "examples": EXAMPLES,
     }  # fmt: skip
-    return desk.pages.page(request, "settings.html", values, status)
+    return context.pages.page(request, "settings.html", values, status)
 
 
 def _is_kept() -> bool:
@@ -150,65 +151,65 @@ def _is_kept() -> bool:
         return True
 
 
-def _may_change(desk: PageContext) -> bool:
+def _may_change(context: PageContext) -> bool:
     """Whoever sets the address makes this machine connect there: only its own users may."""
-    return not desk.settings.read_only and is_loopback(desk.settings.host)
+    return not context.settings.read_only and is_loopback(context.settings.host)
 
 
 @router.post("/settings")
-def keep(request: Request, desk: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
+def keep(request: Request, context: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
     """Keep an endpoint."""
-    if not _may_change(desk):
+    if not _may_change(context):
         raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
     try:
         before = load()
         if before is not None:
-            found = before.changed(base_url=given.base_url, model=given.model, api_key=given.api_key or None)
+            endpoint = before.changed(base_url=given.base_url, model=given.model, api_key=given.api_key or None)
         else:
-            found = Endpoint(given.base_url, given.model, given.api_key or None)
-        found.save()
+            endpoint = Endpoint(given.base_url, given.model, given.api_key or None)
+        endpoint.save()
     except TailwiseError as error:
-        return _page(request, desk, OnScreen(), str(error), 400)
-    return _page(request, desk, OnScreen())
+        return _page(request, context, OnScreen(), str(error), 400)
+    return _page(request, context, OnScreen())
 
 
 @router.post("/settings/forget")
-def drop(request: Request, desk: Given) -> HTMLResponse:
+def drop(request: Request, context: Given) -> HTMLResponse:
     """Forget the endpoint and its key: answers are made by rules again."""
-    if not _may_change(desk):
+    if not _may_change(context):
         raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
     forget()
-    return _page(request, desk, OnScreen())
+    return _page(request, context, OnScreen())
 
 
 @router.post("/settings/try")
-async def try_it(request: Request, desk: Given) -> HTMLResponse:
+async def try_it(request: Request, context: Given) -> HTMLResponse:
     """One question to the endpoint, to see that it answers."""
-    if not desk.questions.allows():
+    if not context.questions.allows():
         raise UsageError("too many questions within a minute", fix="wait a little")
-    said = [chunk async for chunk in from_a_thread(lambda: _tried(desk), desk.ending)]
-    return desk.pages.page(request, "tried.html", {"said": b"".join(said).decode()})
+    said = [chunk async for chunk in from_a_thread(lambda: _tried(context), context.ending)]
+    return context.pages.page(request, "tried.html", {"said": b"".join(said).decode()})
 
 
-def _tried(desk: PageContext) -> Iterator[bytes]:
+def _tried(context: PageContext) -> Iterator[bytes]:
     try:
-        yield _tried_words(desk).encode(errors="replace")
+        yield _tried_words(context).encode(errors="replace")
     except TailwiseError as error:
         yield str(error).encode(errors="replace")
 
 
-def _tried_words(desk: PageContext) -> str:
+def _tried_words(context: PageContext) -> str:
     endpoint = _endpoint()
     if endpoint is None:
         return "No endpoint is set up."
     last = None
-    for event in chat([{"role": "user", "content": "Say: ready."}], desk.workspace, ShownPage(), endpoint):
+    for event in chat([{"role": "user", "content": "Say: ready."}], context.workspace, ShownPage(), endpoint):
         last = event
     return f"{last.message} {last.fix}" if isinstance(last, Failed) else "It answers."
 
 
 @router.get("/assistant")
-def elsewhere() -> RedirectResponse:
+def settings_page() -> RedirectResponse:
     """The assistant is on every page; its settings are here."""
     return RedirectResponse("/settings", 303)
 

@@ -16,12 +16,12 @@ KINDS = {"term": "Words", "chart": "Charts", "metric": "Metrics", "rule": "Rules
 
 
 @router.get("/help")
-def help_page(request: Request, desk: Given, q: str = "") -> HTMLResponse:
+def help_page(request: Request, context: Given, q: str = "") -> HTMLResponse:
     """All topics, by kind; those that hold all words of a search."""
     words = q.lower().split()
-    found = [one for one in topics().values() if all(word in _text(one) for word in words)]
-    groups = {title: [one for one in found if one.kind == kind] for kind, title in KINDS.items()}
-    return desk.pages.page(request, "help.html", {"area": "Help", "groups": groups, "q": q, "total": len(found)})
+    matching = [one for one in topics().values() if all(word in _text(one) for word in words)]
+    groups = {title: [one for one in matching if one.kind == kind] for kind, title in KINDS.items()}
+    return context.pages.page(request, "help.html", {"area": "Help", "groups": groups, "q": q, "total": len(matching)})
 
 
 def _text(one: object) -> str:
@@ -29,6 +29,6 @@ def _text(one: object) -> str:
 
 
 @router.get("/help/{name}")
-def one_topic(request: Request, desk: Given, name: str) -> HTMLResponse:
+def one_topic(request: Request, context: Given, name: str) -> HTMLResponse:
     """One topic."""
-    return desk.pages.page(request, "topic.html", {"area": "Help", "topic": topic(name)})
+    return context.pages.page(request, "topic.html", {"area": "Help", "topic": topic(name)})

@@ -19,53 +19,53 @@ from tailwise.app.uploads import keep
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.power_law import ESTIMATOR_NAMES
+from tailwise.spectrum.power_law import estimator_names
 
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
 _LOOK = 0.3
 
 
-def _values(desk: PageContext, **more: Any) -> dict[str, Any]:
-    known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
-    return {"area": "Audits", "jobs": desk.queue.jobs(), "known": known, "settings": desk.settings,
-            "roots": desk.workspace.roots, "message": "", "given": None, "estimators": ESTIMATOR_NAMES,
+def _values(context: PageContext, **more: Any) -> dict[str, Any]:
+    known = {str(entry.path): entry.id for entry in context.workspace.entries("audit")}
+    return {"area": "Audits", "jobs": context.queue.jobs(), "known": known, "settings": context.settings,
+            "roots": context.workspace.roots, "message": "", "given": None, "estimators": estimator_names(),
             "usual_estimator": Recipe().estimator, **more}  # fmt: skip
 
 
 @router.get("/jobs")
-def jobs(request: Request, desk: Given, model: str = "") -> HTMLResponse:
+def jobs(request: Request, context: Given, model: str = "") -> HTMLResponse:
     """The queue, and the form to start an audit."""
-    return desk.pages.page(request, "jobs.html", _values(desk, given=model))
+    return context.pages.page(request, "jobs.html", _values(context, given=model))
 
 
 @router.post("/jobs")
-def begin(request: Request, desk: Given, wish: Annotated[Wish, Form()]) -> HTMLResponse:
+def begin(request: Request, context: Given, wish: Annotated[Wish, Form()]) -> HTMLResponse:
     """Start an audit."""
     message = ""
     try:
-        start(desk, wish)
+        start(context, wish)
     except UsageError as error:
         message = str(error)
-    return desk.pages.page(request, "jobs.html", _values(desk, message=message, given=wish.model))
+    return context.pages.page(request, "jobs.html", _values(context, message=message, given=wish.model))
 
 
 @router.post("/jobs/{name}/cancel")
-def cancel(request: Request, desk: Given, name: str) -> HTMLResponse:
+def cancel(request: Request, context: Given, name: str) -> HTMLResponse:
     """End an audit that waits or runs."""
-    desk.check_writable()
-    desk.queue.cancel(name)
-    return desk.pages.page(request, "jobs.html", _values(desk))
+    context.check_writable()
+    context.queue.cancel(name)
+    return context.pages.page(request, "jobs.html", _values(context))
 
 
 @router.get("/jobs/events")
-async def events(request: Request, desk: Given) -> StreamingResponse:
+async def events(request: Request, context: Given) -> StreamingResponse:
     """Server-sent events: the queue, whenever it changes."""
 
     async def looks() -> AsyncIterator[bytes]:
         seen = None
-        while not (desk.ending.is_set() or await request.is_disconnected()):
-            found = [job.to_json() for job in await run_in_threadpool(desk.queue.jobs)]
+        while not (context.ending.is_set() or await request.is_disconnected()):
+            found = [job.to_json() for job in await run_in_threadpool(context.queue.jobs)]
             if found != seen:
                 yield event("jobs", [{**job, "output": Path(job["output"]).name} for job in found])
                 seen = found
@@ -75,21 +75,21 @@ async def events(request: Request, desk: Given) -> StreamingResponse:
 
 
 @router.post("/uploads")
-def upload(request: Request, desk: Given, file: UploadFile) -> HTMLResponse:
+def upload(request: Request, context: Given, file: UploadFile) -> HTMLResponse:
     """Take an audit file."""
     try:
-        entry = keep(desk, file.file, file.filename or "upload.audit")
+        entry = keep(context, file.file, file.filename or "upload.audit")
     except UsageError as error:
-        return desk.pages.page(request, "jobs.html", _values(desk, message=str(error)), 400)
-    response = desk.pages.page(request, "jobs.html", _values(desk))
+        return context.pages.page(request, "jobs.html", _values(context, message=str(error)), 400)
+    response = context.pages.page(request, "jobs.html", _values(context))
     response.headers["hx-redirect"] = links.model(entry.id)
     return response
 
 
 @router.put("/models/{audit}/tags")
-def tags(request: Request, desk: Given, audit: str, text: Annotated[str, Form(max_length=900)] = "") -> HTMLResponse:
+def tags(request: Request, context: Given, audit: str, text: Annotated[str, Form(max_length=900)] = "") -> HTMLResponse:
     """Replace the tags of an audit."""
-    desk.check_writable()
-    entry = desk.workspace.entry(audit, "audit")
-    found = desk.tags.put(entry, text)
-    return desk.pages.page(request, "tags.html", {"entry": entry, "tags": found})
+    context.check_writable()
+    entry = context.workspace.entry(audit, "audit")
+    found = context.tags.put(entry, text)
+    return context.pages.page(request, "tags.html", {"entry": entry, "tags": found})

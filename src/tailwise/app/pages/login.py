@@ -21,39 +21,39 @@ _OURS = re.compile(r"/(?![/\\])[!-~]*")
 
 
 @router.get("/login")
-def ask(request: Request, desk: Given, next: Next = "/") -> Response:  # noqa: A002 - its name in the address
+def ask(request: Request, context: Given, next: Next = "/") -> Response:  # noqa: A002 - its name in the address
     """The form."""
-    if desk.settings.token is None:
+    if context.settings.token is None:
         return RedirectResponse(_own(next), 303)
-    return _form(request, desk, next)
+    return _form(request, context, next)
 
 
 def _own(address: str) -> str:
     return address if _OURS.fullmatch(address) else "/"
 
 
-def _form(request: Request, desk: PageContext, after: str, message: str = "", status: int = 200) -> Response:
+def _form(request: Request, context: PageContext, after: str, message: str = "", status: int = 200) -> Response:
     values = {"message": message, "signed_in": False, "next": _own(after)}
-    return desk.pages.page(request, "login.html", values, status)
+    return context.pages.page(request, "login.html", values, status)
 
 
 @router.post("/login")
 def take(
-    request: Request, desk: Given, token: Annotated[str, Form(max_length=500)] = "",
+    request: Request, context: Given, token: Annotated[str, Form(max_length=500)] = "",
     next: Annotated[str, Form(max_length=8000)] = "/",  # noqa: A002
 ) -> Response:  # fmt: skip
     """The cookie, for the right token."""
-    expected = desk.settings.token
+    expected = context.settings.token
     if expected is None:
         return RedirectResponse(_own(next), 303)
-    if not desk.logins.allows():
-        return _form(request, desk, next, "Too many tries: wait a minute.", 429)
+    if not context.logins.allows():
+        return _form(request, context, next, "Too many tries: wait a minute.", 429)
     if not same(token, expected):
-        return _form(request, desk, next, "That is not the token.", 401)
+        return _form(request, context, next, "That is not the token.", 401)
     response = RedirectResponse(_own(next), 303)
     secure = request.url.scheme == "https"
     response.set_cookie(
-        cookie_of(desk.settings), session_of(expected), httponly=True, samesite="strict", secure=secure,
+        cookie_of(context.settings), session_of(expected), httponly=True, samesite="strict", secure=secure,
         max_age=30 * 86400,
     )  # fmt: skip
     return response

@@ -37,37 +37,37 @@ def home() -> RedirectResponse:
 
 
 @router.get("/models")
-def models(request: Request, desk: Given, listing: Annotated[Listing, Query()]) -> Response:
+def models(request: Request, context: Given, listing: Annotated[Listing, Query()]) -> Response:
     """All audits: searched, filtered by tag, sorted; and what else lies there. Nothing where nothing is new."""
-    if listing.state and listing.state == desk.workspace.state:
+    if listing.state and listing.state == context.workspace.state:
         return Response(status_code=204)
-    return desk.pages.page(request, "models.html", {"area": "Models", **listed(desk, listing)})
+    return context.pages.page(request, "models.html", {"area": "Models", **listed(context, listing)})
 
 
 @router.get("/models/{audit}/row")
-def row(request: Request, desk: Given, audit: str) -> HTMLResponse:
+def row(request: Request, context: Given, audit: str) -> HTMLResponse:
     """One line of the list, for an audit that had to be read first."""
-    entry = desk.workspace.entry(audit, "audit")
-    values = {"one": desk.overviews.of(entry), "tags": desk.tags.of(entry)}
-    return desk.pages.page(request, "row.html", values)
+    entry = context.workspace.entry(audit, "audit")
+    values = {"one": context.overviews.of(entry), "tags": context.tags.of(entry)}
+    return context.pages.page(request, "row.html", values)
 
 
 @router.get("/models/{audit}")
-def model(request: Request, desk: Given, audit: str, family: str = "alpha") -> HTMLResponse:
+def model(request: Request, context: Given, audit: str, family: str = "alpha") -> HTMLResponse:
     """One audit: facts, findings, charts of one family."""
     known = families()
     if family not in known:
         family = "alpha"
-    entry, found = desk.workspace.entry(audit, "audit"), desk.workspace.audit(audit)
-    diagnosis = desk.workspace.diagnosis(audit)
+    entry, measured = context.workspace.entry(audit, "audit"), context.workspace.audit(audit)
+    diagnosis = context.workspace.diagnosis(audit)
     values = {
-        "map": desk.workspace.keep(audit, "map", lambda: layer_map(found, diagnosis, _to(audit))),
-        "area": "Models", "entry": entry, "audit": found, "diagnosis": diagnosis, "tags": desk.tags.of(entry),
-        "overview": desk.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
-        "family": family, "places": _places(desk, audit, family) if len(found) else [],
-        "numbers": found.summary(), "mean_alpha": mean_alpha_words(found), "others": bases_of(desk, audit),
+        "map": context.workspace.keep(audit, "map", lambda: layer_map(measured, diagnosis, _to(audit))),
+        "area": "Models", "entry": entry, "audit": measured, "diagnosis": diagnosis, "tags": context.tags.of(entry),
+        "overview": context.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
+        "family": family, "places": _places(context, audit, family) if len(measured) else [],
+        "numbers": measured.summary(), "mean_alpha": mean_alpha_words(measured), "others": bases_of(context, audit),
     }  # fmt: skip
-    return desk.pages.page(request, "model.html", values)
+    return context.pages.page(request, "model.html", values)
 
 
 def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
@@ -82,12 +82,12 @@ def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
     return attributes
 
 
-def bases_of(desk: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
+def bases_of(context: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
     """The other audits, the one that fits best first, with how much of it fits where that is known."""
-    own = desk.overviews.of(desk.workspace.entry(audit))
+    own = context.overviews.of(context.workspace.entry(audit))
     fits: list[tuple[float, WorkspaceEntry, str]] = []
-    for entry in desk.workspace.entries("audit"):
-        other = desk.overviews.ready(entry) if entry.id != audit else None
+    for entry in context.workspace.entries("audit"):
+        other = context.overviews.ready(entry) if entry.id != audit else None
         if entry.id == audit or (other is not None and other.trouble):
             continue
         share = None if other is None else alike(own, other)
@@ -97,15 +97,15 @@ def bases_of(desk: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
     return [(entry, says) for _, entry, says in fits]
 
 
-def _places(desk: PageContext, audit: str, family: str) -> list[ChartPlace]:
-    view = view_of(desk.workspace, audit)
-    found = []
+def _places(context: PageContext, audit: str, family: str) -> list[ChartPlace]:
+    view = view_of(context.workspace, audit)
+    places = []
     for chart in families()[family]:
         metrics = [name for name in HEATS if view.has(name)] if chart.name == "heatmap" else [None]
         for metric in metrics:
             title = chart.title if metric is None else f"{chart.title}: {metric}"
-            found.append(_place(audit, chart.name, metric, title, needs(chart, view)))
-    return found
+            places.append(_place(audit, chart.name, metric, title, needs(chart, view)))
+    return places
 
 
 def _place(audit: str, name: str, metric: str | None, title: str, missing: str) -> ChartPlace:
@@ -114,67 +114,68 @@ def _place(audit: str, name: str, metric: str | None, title: str, missing: str) 
 
 
 @router.get("/models/{audit}/charts/{name}")
-def chart(request: Request, desk: Given, audit: str, name: str, metric: str | None = None) -> HTMLResponse:
+def chart(request: Request, context: Given, audit: str, name: str, metric: str | None = None) -> HTMLResponse:
     """One chart on a page of its own."""
-    found, view = chart_named(name, "audit"), view_of(desk.workspace, audit)
-    title = found.title if metric is None else f"{found.title}: {metric}"
+    chosen, view = chart_named(name, "audit"), view_of(context.workspace, audit)
+    title = chosen.title if metric is None else f"{chosen.title}: {metric}"
     charts = charts_of("audit")
     at = next(index for index, one in enumerate(charts) if one.name == name)
     around = (charts[at - 1], charts[(at + 1) % len(charts)])
     values = {
-        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit),
-        "place": _place(audit, name, metric, title, needs(found, view)), "charts": charts,
+        "area": "Models", "entry": context.workspace.entry(audit), "audit": context.workspace.audit(audit),
+        "place": _place(audit, name, metric, title, needs(chosen, view)), "charts": charts,
         "before": links.chart(audit, around[0].name), "after": links.chart(audit, around[1].name),
         "metrics": [one for one in HEATS if view.has(one)] if name == "heatmap" else [], "metric": metric or "alpha",
     }  # fmt: skip
-    return desk.pages.page(request, "chart.html", values)
+    return context.pages.page(request, "chart.html", values)
 
 
-def layer_rows(desk: PageContext, audit: str) -> list[dict[str, Any]]:
+def layer_rows(context: PageContext, audit: str) -> list[dict[str, Any]]:
     """All rows of an audit, kept."""
-    workspace = desk.workspace
+    workspace = context.workspace
     return workspace.keep(audit, "rows", lambda: table.records(workspace.audit(audit), workspace.diagnosis(audit)))
 
 
 @router.get("/models/{audit}/layers")
-def layers(request: Request, desk: Given, audit: str, asked: Annotated[Columns, Query()]) -> Response:
+def layers(request: Request, context: Given, audit: str, asked: Annotated[Columns, Query()]) -> Response:
     """The table of all layers, on a page or as a file."""
-    rows = layer_rows(desk, audit)
+    rows = layer_rows(context, audit)
     if asked.export:
-        return exported(rows, asked, desk.workspace.entry(audit).title)
+        return exported(rows, asked, context.workspace.entry(audit).title)
     message = ""
     try:
-        found = table.select(rows, asked.query())
+        page = table.select(rows, asked.query())
     except UsageError as error:  # a half-typed condition must not take the table away
-        message, found = str(error), table.select(rows, asked.plain().query())
+        message, page = str(error), table.select(rows, asked.plain().query())
     values = {
-        "area": "Models", "entry": desk.workspace.entry(audit), "audit": desk.workspace.audit(audit), "found": found,
-        "asked": asked, "columns": chosen_columns(rows, asked), "every": table.columns(rows), "message": message,
+        "area": "Models", "entry": context.workspace.entry(audit), "audit": context.workspace.audit(audit),
+        "found": page, "asked": asked, "columns": chosen_columns(rows, asked), "every": table.columns(rows),
+        "message": message,
         "summaries": {name: METRICS[name].summary for name in table.columns(rows) if name in METRICS},
         "words": table.WORDS,
     }  # fmt: skip
-    return desk.pages.page(request, "layers.html", values)
+    return context.pages.page(request, "layers.html", values)
 
 
 @router.get("/models/{audit}/layer")
-def layer(request: Request, desk: Given, audit: str, name: str) -> HTMLResponse:
+def layer(request: Request, context: Given, audit: str, name: str) -> HTMLResponse:
     """One matrix: charts, numbers and what they mean, findings."""
-    found = desk.workspace.audit(audit)
-    row = next((row for row in found.rows if row.name in (name, name.removesuffix(".weight"))), None)
+    measured = context.workspace.audit(audit)
+    row = next((row for row in measured.rows if row.name in (name, name.removesuffix(".weight"))), None)
     if row is None:
-        _ = found[name]  # raises with near names
+        _ = measured[name]  # raises with near names
         raise AssertionError
-    names = [one.name for one in found.rows if one.measured or not row.measured]
+    names = [one.name for one in measured.rows if one.measured or not row.measured]
     at = names.index(row.name)
-    shown = next(one for one in table.records(found) if one["name"] == row.name)
+    shown = next(one for one in table.records(measured) if one["name"] == row.name)
     charts = [one for one in charts_of("layer") if one.name != "layer"] if row.measured else []
     source = f"/api{links.layer(audit, row.name)}".replace("/layer?", "/layer/charts/{}?")
-    diagnosis: Diagnosis = desk.workspace.diagnosis(audit)
+    diagnosis: Diagnosis = context.workspace.diagnosis(audit)
     values = {
-        "area": "Models", "entry": desk.workspace.entry(audit), "audit": found, "row": row,
+        "area": "Models", "entry": context.workspace.entry(audit), "audit": measured, "row": row,
         "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
-        "standings": standings(found, row.name) if row.measured else (),
+        "standings": standings(measured, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
     }  # fmt: skip
-    return desk.pages.page(request, "layer.html", values)
+    return context.pages.page(request, "layer.html", values)

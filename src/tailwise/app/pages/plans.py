@@ -23,37 +23,37 @@ _SIZE = 100
 
 
 @router.get("/plans")
-def plans(request: Request, desk: Given, page: int = 1) -> HTMLResponse:
+def plans(request: Request, context: Given, page: int = 1) -> HTMLResponse:
     """All plans; those of a page are read."""
-    entries = desk.workspace.entries("plan")
+    entries = context.workspace.entries("plan")
     pages = max(1, -(-len(entries) // _SIZE))
     page = max(1, min(page, pages))
-    lines = [(entry, *_read(desk, entry)) for entry in entries[(page - 1) * _SIZE : page * _SIZE]]
+    lines = [(entry, *_read(context, entry)) for entry in entries[(page - 1) * _SIZE : page * _SIZE]]
     values = {"area": "Plans", "lines": lines, "total": len(entries), "page": page, "pages": pages}
-    return desk.pages.page(request, "plans.html", values)
+    return context.pages.page(request, "plans.html", values)
 
 
-def _read(desk: PageContext, entry: WorkspaceEntry) -> tuple[Plan | None, str]:
+def _read(context: PageContext, entry: WorkspaceEntry) -> tuple[Plan | None, str]:
     try:
-        return desk.workspace.plan(entry.id), ""
+        return context.workspace.plan(entry.id), ""
     except TailwiseError as error:
         return None, error.what
 
 
 @router.get("/plans/{name}")
-def plan(request: Request, desk: Given, name: str, page: int = 1, q: str = "") -> HTMLResponse:
+def plan(request: Request, context: Given, name: str, page: int = 1, q: str = "") -> HTMLResponse:
     """One plan."""
-    entry, found = desk.workspace.entry(name, "plan"), desk.workspace.plan(name)
+    entry, loaded = context.workspace.entry(name, "plan"), context.workspace.plan(name)
     words = q.lower().split()
-    lines = [one for one in found if all(word in f"{one.tensor} {one.role} {one.format}".lower() for word in words)]
+    lines = [one for one in loaded if all(word in f"{one.tensor} {one.role} {one.format}".lower() for word in words)]
     pages = max(1, -(-len(lines) // _SIZE))
     page = max(1, min(page, pages))
     values = {
-        "area": "Plans", "entry": entry, "plan": found, "lines": lines[(page - 1) * _SIZE : page * _SIZE],
+        "area": "Plans", "entry": entry, "plan": loaded, "lines": lines[(page - 1) * _SIZE : page * _SIZE],
         "total": len(lines), "page": page, "pages": pages, "q": q, "exporters": list(EXPORTERS),
-        "models": _audits_of(desk, found), "tried": _tried(found), "source": f"/api/plans/{name}/chart",
+        "models": _audits_of(context, loaded), "tried": _tried(loaded), "source": f"/api/plans/{name}/chart",
     }  # fmt: skip
-    return desk.pages.page(request, "plan.html", values)
+    return context.pages.page(request, "plan.html", values)
 
 
 def _tried(plan: Plan) -> tuple[list[str], list[dict[str, Any]]]:
@@ -62,30 +62,30 @@ def _tried(plan: Plan) -> tuple[list[str], list[dict[str, Any]]]:
     return list(dict.fromkeys(key for row in flat for key in row)), flat
 
 
-def _audits_of(desk: PageContext, plan: Plan) -> list[WorkspaceEntry]:
+def _audits_of(context: PageContext, plan: Plan) -> list[WorkspaceEntry]:
     """The audits that the plan may have been made from."""
     if not plan.fingerprint:
         return []
-    found = []
-    for entry in desk.workspace.entries("audit"):
-        overview = desk.overviews.ready(entry)
+    audits = []
+    for entry in context.workspace.entries("audit"):
+        overview = context.overviews.ready(entry)
         if overview is None or overview.model != plan.model:
             continue
         with contextlib.suppress(TailwiseError):  # it changed, or went away
-            if desk.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint:
-                found.append(entry)
-    return found
+            if context.workspace.audit(entry.id).provenance.fingerprint == plan.fingerprint:
+                audits.append(entry)
+    return audits
 
 
 @router.get("/plans/{name}/export/{tool}")
-def exported(desk: Given, name: str, tool: str) -> Response:
+def exported(context: Given, name: str, tool: str) -> Response:
     """The plan as another tool reads it, as a file."""
-    found = desk.workspace.plan(name)
+    plan = context.workspace.plan(name)
     suffix = EXPORTERS[tool].suffixes[0]
     try:
         with tempfile.TemporaryDirectory(prefix="tailwise-export-") as folder:
             target = Path(folder) / f"plan{suffix}"
-            written = next(iter(export(found, tool, str(target))))
+            written = next(iter(export(plan, tool, str(target))))
             data, suffix = Path(written).read_bytes(), Path(written).suffix
     except OSError as error:
         raise could_not_write(error, Path(tempfile.gettempdir())) from error

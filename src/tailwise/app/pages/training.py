@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from tailwise.app.arriving import arriving
 from tailwise.app.event_stream import event, stream
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.core.errors import TailwiseError, unknown_name
@@ -41,45 +41,32 @@ class Shown(BaseModel):
         return urlencode([*pairs, ("smooth", f"{self.smooth:g}")] if self.smooth else pairs)
 
 
-def arriving(run: RunSummary) -> str:
-    """Whether points arrive: a run does not say that it ends; silent for minutes it is stalled, and for a day over."""
-    if run.updated is None:
-        return "no points yet"
-    silent = time.time() - run.updated
-    if silent <= _PAUSE:
-        return "points arrive"
-    return "finished, or long stopped" if silent > _OVER else f"stalled: no point for {silent / 60:.0f} minutes"
-
-
-_PAUSE, _OVER = 300.0, 86_400.0  # seconds
-
-
 @router.get("/training")
-def training(request: Request, desk: Given) -> HTMLResponse:
+def training(request: Request, context: Given) -> HTMLResponse:
     """All runs."""
-    store = desk.workspace.store
-    runs = [] if store is None else desk.workspace.history.runs()
-    return desk.pages.page(
+    store = context.workspace.store
+    runs = [] if store is None else context.workspace.history.runs()
+    return context.pages.page(
         request, "training.html", {"area": "Training", "store": store, "runs": runs, "arriving": arriving}
     )
 
 
-def summary_of(desk: PageContext, name: str) -> RunSummary:
+def summary_of(context: PageContext, name: str) -> RunSummary:
     """The run of that name. `UnknownNameError` otherwise."""
-    runs = {run.name: run for run in desk.workspace.history.runs()}
+    runs = {run.name: run for run in context.workspace.history.runs()}
     if name not in runs:
         raise unknown_name("run", name, runs)
     return runs[name]
 
 
 @router.get("/training/run")
-def run(request: Request, desk: Given, name: str, asked: Annotated[Shown, Query()]) -> HTMLResponse:
+def run(request: Request, context: Given, name: str, asked: Annotated[Shown, Query()]) -> HTMLResponse:
     """One run: its alarms, its loss, its metrics by role, audits."""
     metric = asked.metric
-    history = desk.workspace.history
-    summary, metrics = summary_of(desk, name), history.metrics(name)
+    history = context.workspace.history
+    summary, metrics = summary_of(context, name), history.metrics(name)
     chosen = [one for one in metric or () if one in metrics] or [one for one in _USUAL if one in metrics] or metrics[:2]
-    known = {str(entry.path): entry.id for entry in desk.workspace.entries("audit")}
+    known = {str(entry.path): entry.id for entry in context.workspace.entries("audit")}
     audits = [(one, known.get(str(Path(one.path).resolve())) if one.path else None) for one in history.audits(name)]
     sources = {one: f"/api/training/chart?{urlencode({'name': name, 'metric': one})}" for one in chosen}
     values = {
@@ -89,25 +76,25 @@ def run(request: Request, desk: Given, name: str, asked: Annotated[Shown, Query(
         "runs": [one.name for one in history.runs() if one.name != name], "alarms": history.kept_alarms(name)[::-1],
         "no_alarm": history.no_alarm(name), "audits": audits, "events": f"/training/events?{urlencode({'name': name})}",
     }  # fmt: skip
-    return desk.pages.page(request, "run.html", values)
+    return context.pages.page(request, "run.html", values)
 
 
 @router.get("/training/events")
-async def events(request: Request, desk: Given, name: str) -> StreamingResponse:
+async def events(request: Request, context: Given, name: str) -> StreamingResponse:
     """Server-sent events: one whenever the run has something new."""
-    await run_in_threadpool(summary_of, desk, name)
+    await run_in_threadpool(summary_of, context, name)
 
     async def looks() -> AsyncIterator[bytes]:
         seen = None
-        while not (desk.ending.is_set() or await request.is_disconnected()):
+        while not (context.ending.is_set() or await request.is_disconnected()):
             try:
-                found = (await run_in_threadpool(summary_of, desk, name)).to_json()
+                summary = (await run_in_threadpool(summary_of, context, name)).to_json()
             except TailwiseError as error:
                 yield event("trouble", {"message": error.what})
                 return
-            if found != seen:
-                yield event("point", found)
-                seen = found
+            if summary != seen:
+                yield event("point", summary)
+                seen = summary
             else:
                 yield b": still there\n\n"
             await asyncio.sleep(_LOOK)

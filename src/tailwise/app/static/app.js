@@ -139,7 +139,7 @@
     const kept = (key, value) => { try { return value === undefined ? sessionStorage.getItem(key) : sessionStorage.setItem(key, value); } catch { return null; } };
     let said = [];
     const screen = () => {
-      const { audit, base, layer, chart, run, plan, audits, area } = document.body.dataset, given = { audit, base, layer, chart, run, plan };
+      const { audit, base, layer, chart, run, plan, file, audits, area } = document.body.dataset, given = { audit, base, layer, chart, run, plan, file };
       const there = Object.fromEntries(Object.entries(given).filter(([, value]) => value));
       return { area: area || "models", ...there, audits: audits ? audits.split(" ").filter(Boolean) : [] };
     };
@@ -165,7 +165,7 @@
     const suggest = () => {
       const chips = { details: ["Is this model healthy?", "Which layers are worst?", "What should I do?", "Which layers can I prune?"],
                       layer: ["What is wrong with this layer?", "What is alpha?"], chart: ["How do I read this chart?"], base: ["Is this fine-tune worse than its base?"],
-                      compare: ["Which of these is better?"], run: ["What changed in training?"], plan: ["What does this plan do?"], plans: ["Can I quantize to int4?"] }[document.body.dataset.area]
+                      compare: ["Which of these is better?"], run: ["What changed in training?", "Is it still running?"], plan: ["What does this plan do?"], file: ["What is this?"], models: ["Which are healthy?", "Which models are here?"], plans: ["Can I quantize to int4?"] }[document.body.dataset.area]
                       || ["Which models are here?", "What is alpha?", "What can I ask?"];
       const box = document.createElement("div");
       box.className = "chips";

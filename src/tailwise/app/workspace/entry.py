@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["audit", "plan", "history", "comparison", "precision", "unreadable"]
+Kind = Literal["audit", "plan", "history", "comparison", "precision", "evaluation", "unreadable"]
 #: Kinds that have pages of their own; the others are rows that say what they are, and how to open them.
 OWN_PAGES: tuple[Kind, ...] = ("audit", "plan")
 

@@ -59,10 +59,10 @@ def records(audit: Audit, diagnosis: Diagnosis | None = None) -> list[dict[str, 
 
 def _record(row: LayerRow, codes: str) -> dict[str, Any]:
     times = f" ×{row.slices}" if row.slices > 1 else ""
-    facts = {"name": row.name, "role": row.role, "block": row.block, "shape": f"{row.rows}×{row.cols}{times}",
-             "parameters": row.n_params, "dtype": row.dtype, "status": row.status, "findings": codes}  # fmt: skip
+    record = {"name": row.name, "role": row.role, "block": row.block, "shape": f"{row.rows}×{row.cols}{times}",
+              "parameters": row.n_params, "dtype": row.dtype, "status": row.status, "findings": codes}  # fmt: skip
     # Exponents of tails without spread carry no meaning (DEFINITIONS §2).
-    return facts | {key: value_of(row, key) for key in row.metrics}
+    return record | {key: value_of(row, key) for key in row.metrics}
 
 
 def columns(rows: Sequence[Record]) -> list[str]:
@@ -74,13 +74,13 @@ def select(rows: Sequence[Record], query: Query) -> LayerPage:
     """The page that is asked for. `UsageError` for an unknown column or a condition that cannot be."""
     if len(query.text) > _MOST_TEXT:
         raise UsageError("the filter is too long", fix=f"keep it below {_MOST_TEXT} characters")
-    found = _matching(rows, query.text)
+    matching = _matching(rows, query.text)
     if query.sort:
-        found = _sorted(found, query.sort, query.down, columns(rows))
+        matching = _sorted(matching, query.sort, query.down, columns(rows))
     size = max(1, min(query.size, 1000))
-    pages = max(1, -(-len(found) // size))
+    pages = max(1, -(-len(matching) // size))
     page = max(1, min(query.page, pages))
-    return LayerPage(found[(page - 1) * size : page * size], len(found), len(rows), page, pages)
+    return LayerPage(matching[(page - 1) * size : page * size], len(matching), len(rows), page, pages)
 
 
 def _matching(rows: Sequence[Record], text: str) -> list[Record]:

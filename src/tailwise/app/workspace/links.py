@@ -61,6 +61,21 @@ def plan(name: str) -> str:
     return f"/plans/{quote(name, safe='')}"
 
 
+def file(name: str) -> str:
+    """A comparison or a precision study that lies in a folder."""
+    return f"/files/{quote(name, safe='')}"
+
+
+def evaluations() -> str:
+    """Evaluations side by side."""
+    return "/evaluations"
+
+
+def evaluation_chart(text: int, measure: str, size: str) -> str:
+    """One chart of the evaluations on one text."""
+    return f"{evaluations()}/chart?{urlencode({'text': text, 'measure': measure, 'size': size})}"
+
+
 def explain(topic: str) -> str:
     """What a metric, a chart, a rule or an alarm is."""
     return f"/help/{quote(topic, safe='')}"

@@ -21,7 +21,8 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 _PLANS = (".json", ".yaml", ".yml")
 _STORES = (".db", ".sqlite", ".sqlite3")
 _WANTED = (".audit", *_PLANS, *_STORES)
-#: What begins the JSON of a precision study and of a comparison.
+#: What begins the JSON of evaluations, of a precision study and of a comparison.
+_EVALUATIONS = (b'"kind": "scores"', b'"kind": "score comparison"')
 _STUDY, _COMPARISON = b'"kind": "precision study"', (b'"before":', b'"after":', b'"layers":')
 
 #: What tells one state of a file from the next.
@@ -42,7 +43,7 @@ class Scanner:
 
     def scan(self) -> dict[str, WorkspaceEntry]:
         """Identity → entry of everything below the roots, the newest first."""
-        found: dict[str, WorkspaceEntry] = {}
+        entries: dict[str, WorkspaceEntry] = {}
         before, self._known, self.cut = self._known, {}, ()
         seen: set[Path] = set()
         for root in self.roots:
@@ -51,10 +52,10 @@ class Scanner:
                     continue
                 seen.add(entry.path)
                 name, number = entry.id, 2
-                while name in found:
+                while name in entries:
                     name, number = f"{entry.id}-{number}", number + 1
-                found[name] = replace(entry, id=name)
-        return dict(sorted(found.items(), key=lambda item: (-item[1].changed, item[0])))
+                entries[name] = replace(entry, id=name)
+        return dict(sorted(entries.items(), key=lambda item: (-item[1].changed, item[0])))
 
     def _entries(self, root: Path, before: _Known) -> Iterator[WorkspaceEntry]:
         for number, (path, below) in enumerate(_paths(root)):
@@ -103,14 +104,14 @@ def _paths(root: Path) -> Iterator[tuple[str, Path]]:
             yield (f"{here}/{name}" if fits else ""), root
 
 
-def _entry(path: Path, root: Path, facts: os.stat_result) -> WorkspaceEntry | None:
-    kind = _kind(path, facts)
+def _entry(path: Path, root: Path, stat: os.stat_result) -> WorkspaceEntry | None:
+    kind = _kind(path, stat)
     if kind is None:
         return None
     place = path.relative_to(root).with_suffix("").as_posix()
     # A name on disk may hold bytes that are no text, which no page could show.
     title = place.encode(errors="surrogateescape").decode(errors="replace")
-    return WorkspaceEntry(identity(path, root), kind, path, title, facts.st_mtime, _size(path, facts.st_size))
+    return WorkspaceEntry(identity(path, root), kind, path, title, stat.st_mtime, _size(path, stat.st_size))
 
 
 def _size(path: Path, own: int) -> int:
@@ -142,6 +143,8 @@ def _kind_of_text(path: Path) -> Kind | None:
         return "plan"
     if path.suffix.lower() != ".json":
         return None
+    if any(part in head for part in _EVALUATIONS):
+        return "evaluation"
     return "precision" if _STUDY in head else "comparison" if all(part in head for part in _COMPARISON) else None
 
 
@@ -152,7 +155,7 @@ def is_history(path: Path) -> bool:
             return False
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.2)) as store:
-            found = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+            tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error:
         return False
-    return {"tailwise_runs", "tailwise_points"} <= found
+    return {"tailwise_runs", "tailwise_points"} <= tables

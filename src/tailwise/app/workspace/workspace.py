@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from threading import Condition
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tailwise.app.workspace.audit_memory import AuditMemory
+from cachetools import LRUCache, cached
+
 from tailwise.app.workspace.entry import OWN_PAGES, Kind, WorkspaceEntry
 from tailwise.app.workspace.scan import Scanner
 from tailwise.audits.audit import Audit
@@ -21,7 +23,46 @@ if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison
     from tailwise.judging.diagnosis.finding import Diagnosis
 
+
 Value = TypeVar("Value")
+
+_MOST = 256  # things
+_BYTES = 1 << 30  # charts as they are, and what is made of a file as the file: in memory it is about as large
+_SMALL = 1 << 14  # what anything else is taken to weigh
+
+
+class AuditMemory:
+    """Values by key, the ones that were not asked for longest dropped first. May be used by several threads."""
+
+    def __init__(self, *, most: int = _MOST, nbytes: int = _BYTES) -> None:
+        # With a condition, who asks for what is being made waits for that alone, not for a large audit of another.
+        by_key = cached(_Bounded(most, nbytes), key=lambda key, *_: key, condition=Condition())
+        self._made: Callable[..., tuple[Any, int]] = by_key(_made)
+
+    def get(self, key: Hashable, make: Callable[[], Value], nbytes: int = _SMALL) -> Value:
+        """The value of a key, made at most once at a time: six charts of a page read their audit once."""
+        value: Value = self._made(key, make, nbytes)[0]
+        return value
+
+
+class _Bounded(LRUCache[Hashable, tuple[Any, int]]):
+    """Values with their bytes, bounded in number, too."""
+
+    def __init__(self, most: int, nbytes: int) -> None:
+        # The newest stays even where it is larger than all that may be kept: it is in use.
+        super().__init__(nbytes, getsizeof=lambda made: min(made[1], nbytes))
+        self._most = most
+
+    def __setitem__(self, key: Hashable, made: tuple[Any, int]) -> None:
+        while len(self) >= self._most:
+            self.popitem()
+        super().__setitem__(key, made)
+
+
+def _made(_: Hashable, make: Callable[[], Value], nbytes: int) -> tuple[Value, int]:
+    value = make()
+    return value, len(value) if isinstance(value, bytes) else nbytes
+
 
 _FRESH = 1.0  # seconds for which a scan holds
 _PATIENCE = 5.0  # seconds that a store is waited for
@@ -33,7 +74,8 @@ class Workspace:
     """Audits and plans below some folders, and a store of training runs. May be used by several threads.
 
     >>> workspace = Workspace(["."])
-    >>> [entry.id for entry in workspace.entries("audit")]
+    >>> [entry.id for entry in workspace.entries("audit")]  # nothing lies here yet
+    []
 
     What was read is kept until its file changes.
     """
@@ -75,24 +117,24 @@ class Workspace:
         return next((entry.id for entry in self._scan().values() if entry.path == self._example), "")
 
     def others(self) -> list[WorkspaceEntry]:
-        """What is neither an audit nor a plan: histories, comparisons, precision studies, and what cannot be read."""
+        """What is neither an audit nor a plan: histories, comparisons, studies, evaluations, what cannot be read."""
         return [entry for entry in self._scan().values() if entry.kind not in OWN_PAGES]
 
     @property
     def state(self) -> str:
         """Another text whenever a file came, went or changed."""
-        facts = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        state = sorted((entry.id, entry.changed, entry.nbytes) for entry in self._scan().values())
+        return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
     def entry(self, name: str, kind: Kind | None = None) -> WorkspaceEntry:
         """The entry of that identity. `UsageError` with near names otherwise."""
-        found = self._scan().get(name)
+        listed = self._scan().get(name)
         # It may be new; but names that nothing has must not keep a slow disk busy.
-        if found is None and time.monotonic() - self._scanned > self._took:
-            found = self._scan(again=True).get(name)
-        if found is None or kind not in (None, found.kind):
+        if listed is None and time.monotonic() - self._scanned > self._took:
+            listed = self._scan(again=True).get(name)
+        if listed is None or kind not in (None, listed.kind):
             raise unknown_name(kind or "file", name, (entry.id for entry in self.entries(kind)))
-        return found
+        return listed
 
     def look_again(self) -> list[WorkspaceEntry]:
         """The same, without waiting for the last look to be old."""
@@ -105,12 +147,12 @@ class Workspace:
         return self._scanner.cut
 
     def _scan(self, *, again: bool = False) -> dict[str, WorkspaceEntry]:
-        found = self._found
-        if found is not None and not again and self._is_fresh():
-            return found
+        entries = self._found
+        if entries is not None and not again and self._is_fresh():
+            return entries
         # While another thread looks, what was there a moment ago is good enough.
-        if not self._scanning.acquire(blocking=again or found is None):
-            return found or {}
+        if not self._scanning.acquire(blocking=again or entries is None):
+            return entries or {}
         try:
             if self._found is None or again or not self._is_fresh():
                 began = time.monotonic()

@@ -48,10 +48,10 @@ class EncodedMatrix:
         """Decoded rows."""
         counted = self._passed
         for block in DenseMatrix(self._weights).row_blocks(max_bytes):
-            found = self._format.quantize(block, self._reach)
+            quantized = self._format.quantize(block, self._reach)
             if not counted:
-                self.damage.add(_damage(block, found))
-            yield found.values
+                self.damage.add(_damage(block, quantized))
+            yield quantized.values
         self._passed = True
 
     def encode(self) -> Damage:
@@ -61,10 +61,10 @@ class EncodedMatrix:
         return self.damage
 
 
-def _damage(weights: torch.Tensor, found: Quantized) -> Damage:
-    dtype = torch.promote_types(found.values.dtype, torch.float32)
-    damage = Damage(overflow=found.overflow, underflow=found.underflow)
-    for before, after in zip(chunks(weights), chunks(found.values), strict=True):
+def _damage(weights: torch.Tensor, quantized: Quantized) -> Damage:
+    dtype = torch.promote_types(quantized.values.dtype, torch.float32)
+    damage = Damage(overflow=quantized.overflow, underflow=quantized.underflow)
+    for before, after in zip(chunks(weights), chunks(quantized.values), strict=True):
         exact = before.to(dtype)
         damage.error += _squared(after - exact)
         damage.norm += _squared(exact)

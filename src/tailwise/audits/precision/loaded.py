@@ -91,10 +91,10 @@ class LoadedMatrix:
         if spectrum is not None and isinstance(note, dict):
             return Encoded(spectrum, Damage(**note["damage"]), note["overlap"])
         began = time.perf_counter()
-        found = self._encode(number_format)
-        means.cache.keep_spectrum(key, found.spectrum)
-        means.cache.keep_note("encoded", key, {"damage": asdict(found.damage), "overlap": found.overlap})
-        return replace(found, seconds=time.perf_counter() - began)
+        cached = self._encode(number_format)
+        means.cache.keep_spectrum(key, cached.spectrum)
+        means.cache.keep_note("encoded", key, {"damage": asdict(cached.damage), "overlap": cached.overlap})
+        return replace(cached, seconds=time.perf_counter() - began)
 
     def damage(self, number_format: NumberFormat) -> Damage:
         """What the format does to the weights, without a spectrum."""
@@ -105,11 +105,11 @@ class LoadedMatrix:
         means = self._means
         parts: tuple[Any, ...] = ("loaded", self.digest, means.load_dtype) if rounded else ("weights", self.digest)
         key = key_of(*parts, means.precision)
-        found = means.cache.spectrum(key)
-        if found is None:
-            found = solve(source, precision=means.precision, device=means.device, look=self._look)
-            means.cache.keep_spectrum(key, found)
-        return found
+        spectrum = means.cache.spectrum(key)
+        if spectrum is None:
+            spectrum = solve(source, precision=means.precision, device=means.device, look=self._look)
+            means.cache.keep_spectrum(key, spectrum)
+        return spectrum
 
     def _encode(self, number_format: NumberFormat) -> Encoded:
         if number_format.name in _CASTS:

@@ -54,7 +54,7 @@ def predictions(study: PrecisionStudy) -> tuple[Prediction, ...]:
     Signs are of |measure| (of 1 − overlap): a positive ρ says that layers with a high predictor suffer more.
     """
     layers = [layer for layer in study if layer.block is not None and layer.alpha is not None]
-    found = []
+    made = []
     for name in study.formats:
         for measure in PREDICTED:
             damage = {layer.name: _damage(layer, measure, name) for layer in layers}
@@ -62,8 +62,8 @@ def predictions(study: PrecisionStudy) -> tuple[Prediction, ...]:
             if not any(_felt(layer, name) for layer in known):
                 continue
             values = np.array([damage[layer.name] for layer in known], dtype=np.float64)
-            found += [_one(known, values, measure, name, how) for how in _HOW]
-    return tuple(found)
+            made += [_one(known, values, measure, name, how) for how in _HOW]
+    return tuple(made)
 
 
 def _felt(layer: LayerStudy, name: str) -> bool:
@@ -73,10 +73,10 @@ def _felt(layer: LayerStudy, name: str) -> bool:
 
 def _damage(layer: LayerStudy, measure: str, name: str) -> float | None:
     reading = layer.readings.get(name)
-    found = None if reading is None else getattr(reading, measure)
-    if found is None:
+    damage = None if reading is None else getattr(reading, measure)
+    if damage is None:
         return None
-    value = float(found)
+    value = float(damage)
     return 1 - value if measure == "overlap" else abs(value)
 
 

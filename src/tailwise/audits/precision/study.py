@@ -12,6 +12,7 @@ from typing import Any
 from tailwise.checkpoints.orientation import in_order
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, unknown_name
+from tailwise.core.shown import Brief, Shown, brief
 from tailwise.core.storage import is_text, json_of, read_text
 from tailwise.core.typed import check_typed
 
@@ -77,8 +78,8 @@ class Reading:
         return abs(self.alpha_shift) > 2 * (self.alpha - self.alpha_shift - 1) / math.sqrt(self.k)
 
 
-@dataclass(frozen=True)
-class LayerStudy:
+@dataclass(frozen=True, repr=False)
+class LayerStudy(Brief):
     """One matrix in every format."""
 
     name: str
@@ -107,8 +108,8 @@ class LayerStudy:
         return bool(self.readings)
 
 
-@dataclass(frozen=True)
-class PrecisionStudy:
+@dataclass(frozen=True, repr=False)
+class PrecisionStudy(Brief):
     """What every format did to every layer of one model."""
 
     model: str
@@ -143,8 +144,8 @@ class PrecisionStudy:
 
     def values(self, measure: str, format: str) -> dict[str, float]:  # noqa: A002 - the field's word
         """Layer name → a field of its reading in one format, where it is a number."""
-        found = {layer.name: getattr(layer.readings[format], measure) for layer in self if format in layer.readings}
-        return {name: float(value) for name, value in found.items() if value is not None}
+        readings = {layer.name: getattr(layer.readings[format], measure) for layer in self if format in layer.readings}
+        return {name: float(value) for name, value in readings.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -171,6 +172,21 @@ class PrecisionStudy:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             fix = "make it with `tailwise precision MODEL`"
             raise UnreadableError(f"is not a precision study ({error})", where=str(path), fix=fix) from error
+
+    def __repr__(self) -> str:
+        return f"PrecisionStudy({brief(self.model)}: {len(self)} matrices in {', '.join(self.formats)})"
+
+    def _shown(self) -> Shown:
+        rows = [(one.name, one.role, one.alpha, *(self._error(one, name) for name in self.formats)) for one in self]
+        heads = ("name", "role", "alpha_hill", *(f"relative error, {name}" for name in self.formats))
+        return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
+
+    def _error(self, layer: LayerStudy, name: str) -> float | None:
+        reading = layer.readings.get(name)
+        return None if reading is None else reading.relative_error
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [layer.name for layer in self.layers]
 
 
 def _layer(data: dict[str, Any]) -> LayerStudy:

@@ -129,16 +129,16 @@ def _layer_of(source: MatrixSource) -> LayerStudy:
 
 
 def _tail(before: Spectrum, old: TailFit, after: Spectrum, new: TailFit) -> Mapping[str, Any]:
-    facts: dict[str, Any] = {
+    tail: dict[str, Any] = {
         "status": new.status, "reason": new.remedy, "k": new.k, "n_eigs": len(after.eigenvalues),
         "method": f"{new.estimator}/{after.solver}",
     }  # fmt: skip
     if not new.ok:
-        return facts
-    facts |= {"alpha": new.alpha, "alpha_sigma": new.sigma}
+        return tail
+    tail |= {"alpha": new.alpha, "alpha_sigma": new.sigma}
     if not old.ok:
-        return facts
-    return facts | {
+        return tail
+    return tail | {
         "alpha_shift": new.alpha - old.alpha,
         "alpha_shift_se": shift_error((before, old), (after, new)),
     }

@@ -1,4 +1,4 @@
-"""The lowest format that a layer bears under bounds on its distortion, and which layers are sensitive."""
+"""The lowest format that a layer tolerates under bounds on its distortion, and which layers are sensitive."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _verdict(layer: LayerStudy, bounds: Sequence[Bound]) -> Verdict:
     below: Reading | None = None
     for reading in ordered:
         if all(bound.holds(reading) for bound in bounds):
-            kept = ", ".join(f"{bound.measure} {_shown(bound.value(reading))}" for bound in bounds)
-            reason = f"{reading.format} keeps {kept}"
+            within = ", ".join(f"{bound.measure} {_shown(bound.value(reading))}" for bound in bounds)
+            reason = f"{reading.format} keeps {within}"
             if below is not None:
                 reason += f"; {_breach(below, _first_broken(below, bounds))}"
             return _of(layer, reading, reason)
@@ -147,7 +147,7 @@ def variations(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> tuple[Var
     of its own: how far α may move is a convention that the study does not know.
     """
     limits = [bound.limit for bound in bounds if bound.measure == "alpha_shift"]
-    found = []
+    made = []
     for layer in study:
         known = {n: r for n, r in layer.readings.items() if r.alpha is not None and r.alpha_shift is not None}
         if not known:
@@ -156,10 +156,10 @@ def variations(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> tuple[Var
         worst = max(known, key=lambda name: abs(known[name].alpha_shift or 0.0))
         shift = known[worst].alpha_shift or 0.0
         sensitive = abs(shift) > min(limits) if limits else None
-        found.append(
+        made.append(
             Variation(layer.name, layer.category, layer.block, max(alphas) - min(alphas), shift, worst, sensitive)
         )
-    return tuple(found)
+    return tuple(made)
 
 
 @dataclass(frozen=True)
@@ -185,15 +185,15 @@ def sensitivities(study: PrecisionStudy, measure: str = "relative_error") -> tup
     roles: dict[str, list[LayerStudy]] = defaultdict(list)
     for layer in study:
         roles[layer.category].append(layer)
-    found = []
+    made = []
     for role, members in roles.items():
         values = _mean_logs(members, study.formats, measure)
         ranked = sorted(zip(values, members, strict=True), key=lambda item: -item[0]) if values else []
-        found += [
+        made += [
             Sensitivity(layer.name, role, layer.block, value, rank, len(ranked))
             for rank, (value, layer) in enumerate(ranked, 1)
         ]
-    return tuple(found)
+    return tuple(made)
 
 
 def _mean_logs(layers: Sequence[LayerStudy], formats: Sequence[str], measure: str) -> list[float]:

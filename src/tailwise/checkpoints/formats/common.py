@@ -7,13 +7,14 @@ import difflib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
 from tailwise.checkpoints.bytesource import ByteSource
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, NUMPY_NAMES, Checkpoint, TensorSpec
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import is_text
 
@@ -101,12 +102,12 @@ class RangedStore(TensorStore):
     @override
     def part(self, names: Iterable[str]) -> Self:
         """The files are those of the whole; close that one."""
-        kept = {name: self._spec(name) for name in names}
-        found = copy.copy(self)
-        found.tensors = kept
-        found._places = {name: self._places[name] for name in kept}
-        found._files = tuple({id(file): file for file in (found._places[name][0] for name in kept)}.values())
-        return found
+        specs = {name: self._spec(name) for name in names}
+        copied = copy.copy(self)
+        copied.tensors = specs
+        copied._places = {name: self._places[name] for name in specs}
+        copied._files = tuple({id(file): file for file in (copied._places[name][0] for name in specs)}.values())
+        return copied
 
     @override
     def fetch(self) -> None:
@@ -127,9 +128,9 @@ class RangedStore(TensorStore):
         """Where in its file a tensor begins."""
 
 
-#: Bytes between two ranges that are read along rather than asked for apart: from afar a request costs about as much.
+#: Bytes between two ranges that are read along rather than asked for apart: a remote request costs about as much.
 GAP = 1 << 20
-#: A longer range comes in parts side by side from afar, where one connection does not fill the line.
+#: A longer range comes in parts side by side from a remote address, where one connection does not fill the line.
 PART = 16 << 20
 _AT_ONCE = 4
 
@@ -189,3 +190,23 @@ def _read(file: ByteSource, start: int, nbytes: int) -> bytearray:
         for part in parts:
             part.result()
     return data
+
+
+@cache
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """Code to torch dtype, for the codes that the installed torch has a dtype for."""
+    import torch
+
+    return {code: getattr(torch, name) for name, code in NUMPY_NAMES.items() if hasattr(torch, name)}
+
+
+def torch_dtype(code: str, *, where: str) -> torch.dtype:
+    """The torch dtype of `code`; `UnreadableError` at `where` when there is none."""
+    known = torch_dtypes()
+    if code not in known:
+        raise UnreadableError(
+            f"the dtype {code} is not one that tailwise can read",
+            where=where,
+            fix=f"convert the tensor to one of {', '.join(sorted(DTYPE_BITS))}",
+        )
+    return known[code]

@@ -19,19 +19,19 @@ from typing_extensions import override
 
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
-from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.inert import Record, read_inert
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 from tailwise.checkpoints.inside import inside
+from tailwise.checkpoints.layout import METADATA
 from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
 
-METADATA = ".metadata"
 _MAX_NUMEL = 1 << 62
 _MOST_AXES = 16
 _EXTRA = 1 << 20  # bytes that torch.save adds to a tensor's own, and more than enough
@@ -85,10 +85,16 @@ class DistributedCheckpoint(TensorStore):
             self._stamp = source.identity()
         finally:
             source.close()
-        entries = _entries(metadata, source.name, folder)
-        found = find_tensors(_tree(entries, getattr(metadata, "planner_data", None)), part)
-        self.notes, self.parts, self.chosen = found.notes, found.parts, found.part
-        self._entries = dict(_named(found.tensors, entries, stacked="metadata.json" in folder.names()))
+        sizes: dict[str, int] = {}
+        entries = _entries(metadata, (source.name, folder, sizes))
+        saved = find_tensors(_tree(entries, getattr(metadata, "planner_data", None)), part)
+        self.notes, self.parts, self.chosen = saved.notes, saved.parts, saved.part
+        self._entries = dict(_named(saved.tensors, entries, stacked="metadata.json" in folder.names()))
+        refused = beyond_what_is_held(
+            Laid(entry.key, chunk.file, sizes[chunk.file], chunk.length)
+            for entry in {entry.key: entry for entry in self._entries.values()}.values() for chunk in entry.chunks
+        )  # fmt: skip
+        self.unsupported = {name: refused[item.key] for name, item in self._entries.items() if item.key in refused}
         specs = {name: _spec(name, entry) for name, entry in self._entries.items()}
         super().__init__(uri, specs, config=config, revision=folder.revision)
         self.read_whole = frozenset(specs)  # a chunk is read as a whole
@@ -139,9 +145,9 @@ class DistributedCheckpoint(TensorStore):
         """The metadata, which is written last, the files of the chunks, and the tensor's key."""
         self._spec(name)
         entry = self._entries[name]
-        found = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
-        known = [item for item in found if item is not None]
-        return None if len(known) < len(found) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
+        identities = [self._stamp, *(self._file(file).identity() for file in sorted({c.file for c in entry.chunks}))]
+        known = [item for item in identities if item is not None]
+        return None if len(known) < len(identities) else "+".join([*known, f"{entry.key}[{entry.layer}]"])
 
     @override
     def part(self, names: Iterable[str]) -> ByAddress:
@@ -166,8 +172,9 @@ def _spec(name: str, entry: _Entry) -> TensorSpec:
     return TensorSpec(name, entry.code, shape, prod(shape) * DTYPE_BITS.get(entry.code, 8) // 8)
 
 
-def _entries(metadata: Any, where: str, folder: Folder) -> dict[str, _Entry | None]:
-    """Key → the tensor, or None for what is no tensor."""
+def _entries(metadata: Any, at: tuple[str, Folder, dict[str, int]]) -> dict[str, _Entry | None]:
+    """Key → the tensor, or None for what is no tensor. `at`: its place, and the sizes of files, which are added."""
+    where, folder, sizes = at
     described, stored = getattr(metadata, "state_dict_metadata", None), getattr(metadata, "storage_data", None)
     if not isinstance(described, dict) or not isinstance(stored, dict):
         raise UnreadableError("is not the metadata of torch.distributed.checkpoint", where=where, fix=_DAMAGED)
@@ -176,7 +183,6 @@ def _entries(metadata: Any, where: str, folder: Folder) -> dict[str, _Entry | No
         name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
         if isinstance(name, str) and isinstance(offset, tuple) and all(isinstance(start, int) for start in offset):
             places[name, tuple(offset)] = info
-    sizes: dict[str, int] = {}
     return {str(key): _entry(str(key), item, (places, where, folder, sizes)) for key, item in described.items()}
 
 
@@ -190,9 +196,9 @@ def _entry(key: str, item: Any, context: _Context) -> _Entry | None:
     where = f"{context[1]}, tensor {key[:120]}"
     shape = _sizes(getattr(item, "size", None), where)
     code = _code(getattr(item, "properties", None))
-    found = tuple(_chunk(key, chunk, code, context) for chunk in chunks)
-    _check_tiles(shape, found, where)
-    return _Entry(key, code, shape, found)
+    pieces = tuple(_chunk(key, chunk, code, context) for chunk in chunks)
+    _check_tiles(shape, pieces, where)
+    return _Entry(key, code, shape, pieces)
 
 
 def _code(properties: Any) -> str:

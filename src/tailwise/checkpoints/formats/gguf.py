@@ -1,4 +1,4 @@
-"""GGUF, the format of llama.cpp: tensors de-quantized block of rows by block of rows."""
+"""GGUF, the format of llama.cpp: tensors dequantized block of rows by block of rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.formats.gguf_header import TensorInfo, read_gguf_header
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,10 @@ class GgufCheckpoint(RangedStore):
                 self._places[info.name] = part, info
                 if why := _of_a_fork(info.type_id):
                     self.unsupported[info.name] = why
+        places = self._places.items()
+        self.unsupported |= beyond_what_is_held(
+            Laid(name, part, part.size, tensors[name].nbytes) for name, (part, _) in places
+        )
         super().__init__(
             uri,
             tensors,
@@ -135,8 +140,8 @@ class GgufCheckpoint(RangedStore):
 
     def identity(self, name: str) -> str | None:
         """See `RangedStore`; bytes that are shown in another shape than their own are another tensor."""
-        found, spec = super().identity(name), self._spec(name)
-        return found if found is None or spec.shape == self._places[name][1].shape else f"{found}:{spec.shape}"
+        stored, spec = super().identity(name), self._spec(name)
+        return stored if stored is None or spec.shape == self._places[name][1].shape else f"{stored}:{spec.shape}"
 
     def _offset(self, name: str) -> int:
         return self._places[name][1].offset
@@ -146,7 +151,7 @@ def _require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UsageError("reading GGUF files takes the gguf package", fix='pip install "tailwise[gguf]"') from error
+        raise UsageError("reading GGUF files takes the gguf package", fix=how_to_get("gguf")) from error
 
 
 def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], where: str) -> None:
@@ -162,20 +167,20 @@ def _refuse_statistics(metadata: Mapping[str, Any], names: Collection[str], wher
 
 def _true_shape(info: TensorInfo, metadata: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """The tensor's shape in the model, where the file says that it is stored in another."""
-    said = metadata.get(f"{_SHAPES}{info.name}")
-    if said is None:
+    shape = metadata.get(f"{_SHAPES}{info.name}")
+    if shape is None:
         return info.shape
     if (
-        not isinstance(said, list)
-        or not all(isinstance(n, int) and n >= 0 for n in said)
-        or prod(said) != prod(info.shape)
+        not isinstance(shape, list)
+        or not all(isinstance(n, int) and n >= 0 for n in shape)
+        or prod(shape) != prod(info.shape)
     ):
         raise UnreadableError(
-            f"{_SHAPES}{info.name[:100]} says the shape {str(said)[:80]}, and {prod(info.shape)} entries are stored",
+            f"{_SHAPES}{info.name[:100]} says the shape {str(shape)[:80]}, and {prod(info.shape)} entries are stored",
             where=where,
             fix="the file is damaged: download or convert it again",
         )
-    return tuple(said)
+    return tuple(shape)
 
 
 def _of_a_fork(type_id: int) -> str:
@@ -187,7 +192,7 @@ def _of_a_fork(type_id: int) -> str:
     if owner is None:
         return ""
     return (
-        f"the type number {type_id} is of {owner}: the gguf package cannot de-quantize it; "
+        f"the type number {type_id} is of {owner}: the gguf package cannot dequantize it; "
         "give the model in its original precision, or in a type of llama.cpp's own"
     )
 
@@ -245,7 +250,7 @@ def _dequantize(data: bytes, info: TensorInfo, shape: tuple[int, ...], place: st
             values = dequantize(packed, kind)
     except (NotImplementedError, ValueError, IndexError) as error:
         raise UnreadableError(
-            f"the gguf package cannot de-quantize the type {_type_name(info.type_id)}",
+            f"the gguf package cannot dequantize the type {_type_name(info.type_id)}",
             where=place,
             fix="upgrade it (pip install -U gguf), or read the model in its original precision",
         ) from error

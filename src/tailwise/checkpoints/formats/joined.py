@@ -37,7 +37,7 @@ class JoinedCheckpoint(TensorStore):
         unsupported: dict[str, str] = {}
         specs = {name: self._joined(name, unsupported) for name in names}
         super().__init__(uri, specs, config=config, metadata=ranks[0].metadata, revision=ranks[0].revision)
-        self.unsupported = unsupported
+        self.unsupported = {name: why for rank in ranks for name, why in rank.unsupported.items()} | unsupported
         self.shared = {a: b for a, b in ranks[0].shared.items() if a in specs and b in specs}
         self.local = all(rank.local for rank in ranks)
         self.notes = tuple(dict.fromkeys(note for rank in ranks for note in rank.notes))
@@ -81,22 +81,22 @@ class JoinedCheckpoint(TensorStore):
             return pieces[0].read_rows(spec.name, start, stop)
         if axis == 1:
             return torch.cat([rank.read_rows(spec.name, start, stop) for rank in pieces], dim=1)
-        found, first = [pieces[0].read_rows(spec.name, 0, 0)], 0
+        parts, first = [pieces[0].read_rows(spec.name, 0, 0)], 0
         for rank in pieces:
             height = rank.tensors[spec.name].shape[0]
             a, b = max(start - first, 0), min(stop - first, height)
             if a < b:
-                found.append(rank.read_rows(spec.name, a, b))
+                parts.append(rank.read_rows(spec.name, a, b))
             first += height
-        return torch.cat(found)
+        return torch.cat(parts)
 
     @override
     def identity(self, name: str) -> str | None:
         """Of all parts, and how they are joined."""
         self._spec(name)
-        found = [rank.identity(name) for rank in self._ranks if name in rank.tensors]
-        known = [item for item in found if item is not None]
-        return None if len(known) < len(found) else "+".join([f"joined {self._axes.get(name)}", *known])
+        identities = [rank.identity(name) for rank in self._ranks if name in rank.tensors]
+        known = [item for item in identities if item is not None]
+        return None if len(known) < len(identities) else "+".join([f"joined {self._axes.get(name)}", *known])
 
     @override
     def part(self, names: Iterable[str]) -> ByAddress:

@@ -16,8 +16,11 @@ from typing_extensions import override
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
-from tailwise.checkpoints.formats.unfolding import check_unfolding
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
+from tailwise.checkpoints.formats.unfolding import FACTOR, MOST_BYTES, check_unfolding
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.harmless import listed
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class KerasCheckpoint(ArrayStore):
         (file,) = files
         self._file = file
         self._left: list[str] = []
+        self._addresses: dict[str, Any] = {}  # dataset → where it lies: several links may lead to one
         self._state = False  # whether an optimizer's state was left out
         self._h5, settings = _opened(file)
         try:
@@ -59,40 +63,50 @@ class KerasCheckpoint(ArrayStore):
         except BaseException:
             self._h5.close()
             raise
+        first: dict[Any, str] = {}
+        for name, stored in self._arrays.items():
+            first.setdefault(self._addresses[stored.key], name)
+        found = {name: first[self._addresses[stored.key]] for name, stored in self._arrays.items()}
+        self.shared = {name: one for name, one in found.items() if one != name}
         if self._state:
             self.notes += ("left out, for it is the state of training and no weights: the optimizer",)
         if self._left:
-            self.notes += (
-                f"{len(self._left)} links that lead elsewhere were not followed: {', '.join(self._left[:5])}",
-            )
+            self.notes += (f"{len(self._left)} links that lead elsewhere were not followed: {listed(self._left, 5)}",)
 
     def _listed(self, settings: Any) -> list[Stored]:
         try:
             classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
             old = _is_own(self._h5, "model_weights")
-            found = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
+            stored = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
             self._state = self._state or (old and "optimizer_weights" in list(self._h5))
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
             # The library raises these where a part of the file is not what another says.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UnreadableError(f"is a damaged HDF5 file: {reason}", where=self._file.name, fix=_DAMAGED) from error
-        return found
+        return stored
 
     def _arrays_of(self, root: Any, classes: Mapping[str, str]) -> Iterator[Stored]:
+        import h5py
+
         datasets, given = list[tuple[tuple[str, ...], Any]](), dict[tuple[str, ...], str]()
-        for path, found in self._walk(root, (), set()):
+        for path, node in self._walk(root, (), set()):
             if len(datasets) >= _MOST:
                 raise UnreadableError(f"names more than {_MOST} arrays", where=self._file.name)
             if path[-1] == "vars":
-                given[path[:-1]] = _text(_attribute(found, "name"))
-            if hasattr(found, "is_virtual") and found.shape is not None and found.dtype.kind in "fiubcV":
-                datasets.append((path, found))
+                given[path[:-1]] = _text(_attribute(node, "name"))
+            if hasattr(node, "is_virtual") and node.shape is not None and node.dtype.kind in "fiubcV":
+                datasets.append((path, node))
+        refused = beyond_what_is_held(
+            Laid("/".join(path), h5py.h5o.get_info(one.id).addr, one.nbytes, one.nbytes) for path, one in datasets
+        )
         for path, dataset in datasets:
             shape = tuple(int(size) for size in dataset.shape)
             shown = _shown(path, shape, classes, given)
-            if why := _not_here(dataset) or _no_numbers(dataset.dtype):
+            if why := _not_here(dataset) or _no_numbers(dataset.dtype) or refused.get("/".join(path), ""):
                 shown = Turned(shown.name, shape, refused=why)
-            yield Stored(f"{root.name.rstrip('/')}/{'/'.join(path)}", dataset.dtype, shape, shown)
+            key = f"{root.name.rstrip('/')}/{'/'.join(path)}"
+            self._addresses[key] = h5py.h5o.get_info(dataset.id).addr
+            yield Stored(key, dataset.dtype, shape, shown)
 
     def _walk(self, group: Any, path: tuple[str, ...], seen: set[Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Every group and dataset under `group` that lies in this file, by hard links only."""
@@ -108,24 +122,24 @@ class KerasCheckpoint(ArrayStore):
             if not path and name in _OPTIMIZER:
                 self._state = True
                 continue
-            found = group[name]
-            yield inner, found
-            if isinstance(found, h5py.Group):
-                address = h5py.h5o.get_info(found.id).addr
+            member = group[name]
+            yield inner, member
+            if isinstance(member, h5py.Group):
+                address = h5py.h5o.get_info(member.id).addr
                 if address not in seen:
                     seen.add(address)
-                    yield from self._walk(found, inner, seen)
+                    yield from self._walk(member, inner, seen)
 
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         import numpy as np
 
         try:
             dataset = self._h5[stored.key]
-            found: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
+            values: NDArray[Any] = np.asarray(dataset[start:stop] if stored.shape else dataset[()])
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
-        return found
+        return values
 
     @override
     def close(self) -> None:
@@ -139,7 +153,7 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
         import h5py
     except ImportError as error:
         raise UsageError(
-            "reading Keras files needs the h5py package", where=file.name, fix='pip install "tailwise[keras]"'
+            "reading Keras files needs the h5py package", where=file.name, fix=how_to_get("keras")
         ) from error
     try:
         if not file.head.startswith(b"PK"):
@@ -175,8 +189,9 @@ def _not_here(dataset: Any) -> str:
     """Why the values of a dataset are not in this file, or nothing."""
     if dataset.is_virtual or dataset.external:
         return "its values lie in other files, which are not followed"
-    if dataset.nbytes > _MOST_PACKED * dataset.id.get_storage_size():
-        return f"it claims {dataset.nbytes} bytes, and the file holds {dataset.id.get_storage_size()} of them"
+    held = dataset.id.get_storage_size()
+    if dataset.nbytes > _MOST_PACKED * held or dataset.nbytes > max(MOST_BYTES, FACTOR * held):
+        return f"it claims {dataset.nbytes} bytes, and the file holds {held} of them"
     return ""
 
 
@@ -201,9 +216,9 @@ def _classes(settings: Any) -> dict[str, str]:
         tree = json_of(settings) if settings is not None else {}
     except (ValueError, RecursionError, TypeError):
         return {}
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     todo = [tree]
-    while todo and len(found) < _MOST:
+    while todo and len(classes) < _MOST:
         item = todo.pop()
         if isinstance(item, list):
             todo += item
@@ -215,8 +230,8 @@ def _classes(settings: Any) -> dict[str, str]:
                 and isinstance(config, dict)
                 and isinstance(config.get("name"), str)
             ):
-                found[config["name"]] = item["class_name"]
-    return found
+                classes[config["name"]] = item["class_name"]
+    return classes
 
 
 def _shown(
@@ -230,18 +245,18 @@ def _shown(
         parts = parts[2:]
     elif parts and parts[0] in parts[1:]:  # the layer's group, then its variable's path, from the model's name on
         parts = parts[parts.index(parts[0], 1) :]
-    said = classes.get(parts[-1], "") if parts else ""
-    if not said and len(parts) > 1 and "cell" in parts[-1]:
-        said = classes.get(parts[-2], "")
+    class_name = classes.get(parts[-1], "") if parts else ""
+    if not class_name and len(parts) > 1 and "cell" in parts[-1]:
+        class_name = classes.get(parts[-2], "")
     parts = [part.rpartition("___")[2].replace("_._", ".") for part in parts]
-    return turned([*parts, leaf], shape, said)
+    return turned([*parts, leaf], shape, class_name)
 
 
 def _numbered(
     path: tuple[str, ...], shape: tuple[int, ...], classes: Mapping[str, str], given: Mapping[tuple[str, ...], str]
 ) -> Turned:
     """A variable of Keras 3, `layers/conv2d/vars/0`: the group is named by class, its attribute by the layer's name."""
-    groups, names, said = path[:-2], list[str](), ""
+    groups, names, class_name = path[:-2], list[str](), ""
     for depth, group in enumerate(groups):
         if group in _LISTS and depth + 1 < len(groups):
             continue
@@ -249,5 +264,5 @@ def _numbered(
         listed = depth > 0 and groups[depth - 1] in _LISTS
         names.append(name if listed and name else group)
         own = classes.get(name, "") or f"{group}/{name}"
-        said = f"{said}/{own}" if group == "cell" else own
-    return turned([*names, leaf_of(int(path[-1]), said)], shape, said)
+        class_name = f"{class_name}/{own}" if group == "cell" else own
+    return turned([*names, leaf_of(int(path[-1]), class_name)], shape, class_name)

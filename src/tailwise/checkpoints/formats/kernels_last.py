@@ -68,10 +68,10 @@ class Turned:
         """The stored array as it is shown."""
         import numpy as np
 
-        found = (array if self.axes is None else array.transpose(self.axes)).reshape(self.shape)
+        turned = (array if self.axes is None else array.transpose(self.axes)).reshape(self.shape)
         if not self.blocks:
-            return found
-        parts = np.split(found, len(self.blocks))
+            return turned
+        parts = np.split(turned, len(self.blocks))
         return np.concatenate([parts[block] for block in self.blocks])
 
 
@@ -153,12 +153,12 @@ def _einsums(
         stem = path[: path.index("linear")]
         yield index, Turned(".".join([*stem, "down_proj", "weight"]), shape, "MatMul")
         return
-    found = next((rule for rule in _EINSUMS if rule[0].fullmatch(leaf)), None)
+    matching = next((rule for rule in _EINSUMS if rule[0].fullmatch(leaf)), None)
     stem = path[: -1 - leaf.count("/")]
-    if found is None:
+    if matching is None:
         yield index, turned(path, shape)
         return
-    _, parts, axes, inputs = found
+    _, parts, axes, inputs = matching
     inner = shape if len(parts) == 1 else shape[1:]
     if len(inner) != len(axes) or (len(parts) > 1 and shape[0] != len(parts)):
         why = "a product of JAX whose axes are not those that are known here"

@@ -61,7 +61,7 @@ class Contents:
 def read_names(adapter: Checkpoint, settings: Mapping[str, Any]) -> Contents:
     """What the adapter's tensors are, from their names and adapter_config.json. `UnreadableError`."""
     parts: dict[tuple[str, int], dict[str, str]] = {}
-    found = Contents([], {}, {}, [])
+    contents = Contents([], {}, {}, [])
     for name in adapter.tensors:
         match = _FACTOR.match(name)
         if match is not None:
@@ -70,13 +70,13 @@ def read_names(adapter: Checkpoint, settings: Mapping[str, Any]) -> Contents:
             depth = (len(stem) - len(module)) // len(_INNER) if _parameters(module, settings) else 0
             parts.setdefault((module, depth), {})[match["part"]] = name
         elif tokens := _TOKENS.match(name):
-            found.tokens[f"{tokens['module'].removeprefix(_PREFIX)}.weight"] = name
+            contents.tokens[f"{tokens['module'].removeprefix(_PREFIX)}.weight"] = name
         elif ".lora_" in name:
-            found.biases.append(name)
+            contents.biases.append(name)
         else:
-            found.saved[_SAVED.sub("", name.removeprefix(_PREFIX))] = name
-    found.updates.extend(_update(*key, tensors, adapter, settings) for key, tensors in parts.items())
-    return found
+            contents.saved[_SAVED.sub("", name.removeprefix(_PREFIX))] = name
+    contents.updates.extend(_update(*key, tensors, adapter, settings) for key, tensors in parts.items())
+    return contents
 
 
 _INNER = ".base_layer"
@@ -94,12 +94,12 @@ def _parameters(module: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     ends = modules if isinstance(modules, list) else ()
     if any(module == end or module.endswith(f".{end}") for end in ends):
         return ()  # peft lets a module be adapted in one way only
-    found = []
+    parameters = []
     for target in given if isinstance(given, list) else ():
         owner, _, parameter = str(target).rpartition(".")
         if not owner or module == owner or module.endswith(f".{owner}"):
-            found.append(f"{module}.{parameter}")
-    return tuple(dict.fromkeys(found))
+            parameters.append(f"{module}.{parameter}")
+    return tuple(dict.fromkeys(parameters))
 
 
 def token_indices(tensor: str, settings: Mapping[str, Any]) -> list[int] | None:
@@ -107,7 +107,7 @@ def token_indices(tensor: str, settings: Mapping[str, Any]) -> list[int] | None:
     given = settings.get("trainable_token_indices")
     module = tensor.removesuffix(".weight")
     if isinstance(given, Mapping):
-        ends = (found for name, found in given.items() if module == name or module.endswith(f".{name}"))
+        ends = (indices for name, indices in given.items() if module == name or module.endswith(f".{name}"))
         given = next(ends, None)
     whole = isinstance(given, list) and all(type(index) is int and index >= 0 for index in given)
     return given if isinstance(given, list) and whole else None
@@ -217,11 +217,11 @@ def _pattern(patterns: object, module: str, default: Any) -> Any:
 
 def in_base(updates: Iterable[Update], adapter: Checkpoint, base: Checkpoint) -> list[Update]:
     """The updates, those of stacked parameters with the base's parameter that each changes. `UsageError`."""
-    found: list[Update] = []
+    placed: list[Update] = []
     taken: set[str] = set()
     for update in updates:
         if not update.parameters:
-            found.append(update)
+            placed.append(update)
             continue
         fitting = [name for name in update.parameters if _fits(update, adapter, base, name)]
         if len(fitting) != 1 or fitting[0] in taken:
@@ -234,8 +234,8 @@ def in_base(updates: Iterable[Update], adapter: Checkpoint, base: Checkpoint) ->
                 "and audit the saved model",
             )
         taken.add(fitting[0])
-        found.append(_placed(update, adapter, base, fitting[0]))
-    return found
+        placed.append(_placed(update, adapter, base, fitting[0]))
+    return placed
 
 
 def _fits(update: Update, adapter: Checkpoint, base: Checkpoint, name: str) -> bool:

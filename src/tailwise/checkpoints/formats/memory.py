@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import code_of, torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.checkpoint import TensorSpec, code_of
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.wrapped import plain_name, unwrap
 from tailwise.core.errors import UnreadableError, UsageError, lacks_memory
 
@@ -48,11 +47,11 @@ class MemoryCheckpoint(TensorStore):
         arrays = {plain_name(name): value for name, value in stored if is_array(value)}
         parts = {plain_name(name): part for name, part in inner.named_modules()}
         arrays = _with_weights_made(arrays, parts)
-        found = cls(type(inner).__name__, arrays, config=config_of(inner))
-        found.module_kinds = {name: class_of(part) for name, part in parts.items()}
-        found.aside = _buffers_of(parts)
-        found.module_scales = {name: scales for name, part in parts.items() if (scales := _adapters_of(part))}
-        return found
+        checkpoint = cls(type(inner).__name__, arrays, config=config_of(inner))
+        checkpoint.module_kinds = {name: class_of(part) for name, part in parts.items()}
+        checkpoint.aside = _buffers_of(parts)
+        checkpoint.module_scales = {name: scales for name, part in parts.items() if (scales := _adapters_of(part))}
+        return checkpoint
 
     @classmethod
     def of_arrays(cls, arrays: Any) -> MemoryCheckpoint:
@@ -98,7 +97,7 @@ def _opened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _buffers_of(parts: Mapping[str, torch.nn.Module]) -> dict[str, str]:
     """Floating buffers of two axes or more, which no gradient moves; in modules with codes they are scales."""
-    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name, part in parts.items():
         buffers = {key: value for key, value in part.named_buffers(recurse=False) if value.ndim > 1}
         if any(not value.is_floating_point() for value in buffers.values()):
@@ -106,8 +105,8 @@ def _buffers_of(parts: Mapping[str, torch.nn.Module]) -> dict[str, str]:
         for key in buffers:
             # Weights are made of some (masks, vectors of norms), and fixed positions are tables as learned ones are.
             if not key.startswith("weight") and "pos_embed" not in key:
-                found[f"{name}.{key}" if name else key] = "a buffer of its module, not a weight"
-    return found
+                owners[f"{name}.{key}" if name else key] = "a buffer of its module, not a weight"
+    return owners
 
 
 def class_of(part: torch.nn.Module) -> str:
@@ -128,8 +127,8 @@ def config_of(module: torch.nn.Module) -> dict[str, Any] | None:
     for part in module.modules():
         to_dict = getattr(getattr(part, "config", None), "to_dict", None)
         if callable(to_dict):
-            found = to_dict()
-            return found if isinstance(found, dict) else None
+            config = to_dict()
+            return config if isinstance(config, dict) else None
     return None
 
 
@@ -151,13 +150,13 @@ def _with_weights_made(arrays: dict[str, Any], parts: Mapping[str, torch.nn.Modu
         return arrays
     first = {keys[0]: name for name, keys in inside.items() if keys}
     gone = {key for keys in inside.values() for key in keys}
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for key, value in arrays.items():
         if key in first:
-            found[first[key]] = made[first[key]]
+            tensors[first[key]] = made[first[key]]
         elif key not in gone:
-            found[key] = value
-    return found
+            tensors[key] = value
+    return tensors
 
 
 def _asked(part: Any, tensor: str) -> torch.Tensor:
@@ -171,11 +170,11 @@ def _asked(part: Any, tensor: str) -> torch.Tensor:
         for module in inner:
             module.training = False
         with torch.no_grad():
-            found: torch.Tensor = getattr(part, tensor).detach().clone()
+            weight: torch.Tensor = getattr(part, tensor).detach().clone()
     finally:
         for module, mode in zip(inner, modes, strict=True):
             module.training = mode
-    return found
+    return weight
 
 
 def _adapters_of(part: Any) -> dict[str, float]:
@@ -189,7 +188,10 @@ def _adapters_of(part: Any) -> dict[str, float]:
 
 def is_array(value: Any) -> bool:
     """Whether `value` is a torch tensor, a numpy array, or anything that turns into one (jax, …)."""
-    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+    try:
+        return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+    except RuntimeError:  # a nested tensor of torch has no one shape, and says so in this way
+        return False
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,7 +211,12 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def spec_of(name: str, array: Any) -> TensorSpec:
     """The spec of an array in memory."""
-    shape = tuple(int(size) for size in array.shape)
+    try:
+        shape = tuple(int(size) for size in array.shape)
+    except RuntimeError as error:
+        raise UnreadableError(
+            "is a nested tensor, which has no one shape", where=name, fix="save its parts apart: tensor.unbind()"
+        ) from error
     # A sparse tensor has no nbytes; what it would take dense is what reading it would have to make.
     itemsize = getattr(array, "itemsize", None) or array.dtype.itemsize
     return TensorSpec(name, code_of(array.dtype), shape, prod(shape) * int(itemsize))
@@ -255,7 +262,7 @@ def as_tensor(array: Any, code: str) -> torch.Tensor:
     return torch.from_numpy(block).view(torch_dtype(code, where="array"))
 
 
-_FIX = "give the model before quantization, or save its weights de-quantized: tensor.dequantize()"
+_FIX = "give the model before quantization, or save its weights dequantized: tensor.dequantize()"
 #: A quantized Linear of torch.ao keeps weight and bias in a tuple.
 _PACKED = re.compile(r"(?:(?<=\.)|^)_packed_params(?:\._packed_params)?\.([01])$")
 _OUTPUT = ("scale", "zero_point")
@@ -271,20 +278,20 @@ class Kinds:
 
 
 def kinds_of(arrays: Mapping[str, Any]) -> Kinds:
-    """Which arrays are de-quantized when they are read, which cannot be, and what only belongs to them."""
-    found = Kinds()
+    """Which arrays are dequantized when they are read, which cannot be, and what only belongs to them."""
+    kinds = Kinds()
     for name, array in arrays.items():
         if reading := _reading(array):
-            found.readings[name] = reading
+            kinds.readings[name] = reading
             stem = name.removesuffix("weight")
             if reading == "torch.ao" and stem != name:
                 beside = (f"{stem}{leaf}" for leaf in _OUTPUT)
-                found.aside |= dict.fromkeys(
+                kinds.aside |= dict.fromkeys(
                     (other for other in beside if other in arrays), "of the layer's output: the weight has its own"
                 )
         elif kind := _closed(array):
-            found.unsupported[name] = f"{kind}, a tensor class that has no dequantize() of its own; {_FIX}"
-    return found
+            kinds.unsupported[name] = f"{kind}, a tensor class that has no dequantize() of its own; {_FIX}"
+    return kinds
 
 
 def decoded(tensor: torch.Tensor, where: str) -> torch.Tensor:
@@ -295,7 +302,7 @@ def decoded(tensor: torch.Tensor, where: str) -> torch.Tensor:
         if lacks_memory(error):
             raise
         raise UnreadableError(
-            f"{type(tensor).__name__} of {tensor.dtype} could not be de-quantized: {str(error)[:200]}",
+            f"{type(tensor).__name__} of {tensor.dtype} could not be dequantized: {str(error)[:200]}",
             where=where,
             fix=_FIX,
         ) from error

@@ -108,11 +108,11 @@ class NumpyCheckpoint(ArrayStore):
                 return self._layer(stored, start, stop)
             with zipfile.ZipFile(self._path) as archive:
                 data = archive.read(stored.key)
-            found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
-        return found[start:stop] if stored.shape else found
+        return array[start:stop] if stored.shape else array
 
     def _layer(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         """Rows of a stack in an archive, without those before and after in memory."""

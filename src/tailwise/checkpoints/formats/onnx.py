@@ -12,12 +12,13 @@ from typing_extensions import override
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.onnx_graph import Constant, constants_of, is_made_up, names_of, text_of
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.inside import inside
 from tailwise.checkpoints.spread import spread
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,10 @@ class OnnxCheckpoint(TensorStore):
         except BaseException:
             self._close_external()
             raise
+        self.unsupported |= beyond_what_is_held(
+            Laid(name, place.file, place.file.size, place.nbytes)
+            for name, place in self._places.items() if place.file is not None
+        )  # fmt: skip
         metadata = {text_of(item.key): text_of(item.value) for item in model.metadata_props}
         metadata["producer"] = text_of(model.producer_name)
         super().__init__(uri, tensors, config=config, metadata=metadata, revision=revision)
@@ -239,9 +244,9 @@ class OnnxCheckpoint(TensorStore):
         """The file, its external data, and the constant's name."""
         self._spec(name)
         place = self._places[name]
-        found = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
-        known = [item for item in found if item is not None]
-        return None if len(known) < len(found) else "+".join([*known, place.constant.name, str(place.direction)])
+        identities = [self._file.identity(), *([place.file.identity()] if place.file is not None else [])]
+        known = [item for item in identities if item is not None]
+        return None if len(known) < len(identities) else "+".join([*known, place.constant.name, str(place.direction)])
 
     @override
     def part(self, names: Iterable[str]) -> ByAddress:
@@ -265,7 +270,7 @@ def _parsed(file: ByteSource) -> Any:
         from google.protobuf.message import DecodeError
     except ImportError as error:
         raise UsageError(
-            "reading ONNX files needs the onnx package", where=file.name, fix='pip install "tailwise[onnx]"'
+            "reading ONNX files needs the onnx package", where=file.name, fix=how_to_get("onnx")
         ) from error
     if file.size > _LIMIT:
         raise UnreadableError(

@@ -170,24 +170,27 @@ def _kind(value: _Value, node: Any, place: int) -> str:
 
 def _give_scales(inputs: list[_Value | None], place: int, scales: tuple[int, int], attributes: dict[str, int]) -> None:
     value = inputs[place] if place < len(inputs) else None
-    found = [inputs[i].constant if i < len(inputs) and inputs[i] is not None else None for i in scales]  # type: ignore[union-attr]
-    if value is None or found[0] is None:
+    constants = [inputs[i].constant if i < len(inputs) and inputs[i] is not None else None for i in scales]  # type: ignore[union-attr]
+    if value is None or constants[0] is None:
         return
     code = value.constant
-    code.scale, code.zero = found
+    code.scale, code.zero = constants
     code.axis = attributes.get("axis", 1) if place == 0 else 0 if len(code.proto.dims) > 2 else 1
     code.block = attributes.get("block_size", 0)
 
 
 def _take_blocks(inputs: list[_Value | None], node: Any) -> None:
     """The packed weight of MatMulNBits (N × blocks × bytes), its scales and its zeros."""
-    found = [value.constant if value is not None else None for value in (*inputs, None, None, None)]
-    codes, scale, zero, groups = found[1], found[2], found[3], found[4]
-    said = _attributes(node)
+    constants = [value.constant if value is not None else None for value in (*inputs, None, None, None)]
+    codes, scale, zero, groups = constants[1], constants[2], constants[3], constants[4]
+    attributes = _attributes(node)
     if codes is None or codes.kind or groups is not None:
         return
     codes.kind, codes.user, codes.scale, codes.zero = "Linear", text_of(node.name), scale, zero
-    codes.packed, codes.block = (said.get("N", 0), said.get("K", 0), said.get("bits", 4)), said.get("block_size", 0)
+    codes.packed, codes.block = (
+        (attributes.get("N", 0), attributes.get("K", 0), attributes.get("bits", 4)),
+        attributes.get("block_size", 0),
+    )
 
 
 def _take_table(inputs: list[_Value | None], node: Any) -> None:
@@ -195,25 +198,25 @@ def _take_table(inputs: list[_Value | None], node: Any) -> None:
 
     Codes of U4 and I4 are two-dimensional as they are; bytes hold several along the last axis, as in MatMulNBits.
     """
-    found = [value.constant if value is not None else None for value in (*inputs, None, None)]
-    codes, scale, zero = found[0], found[2], found[3]
-    said = _attributes(node)
-    if codes is None or scale is None or codes.kind or said.get("gather_axis", 0) != 0:
+    constants = [value.constant if value is not None else None for value in (*inputs, None, None)]
+    codes, scale, zero = constants[0], constants[2], constants[3]
+    attributes = _attributes(node)
+    if codes is None or scale is None or codes.kind or attributes.get("gather_axis", 0) != 0:
         return
     codes.kind, codes.user, codes.scale, codes.zero = "Embedding", text_of(node.name), scale, zero
-    axis, codes.block = said.get("quantize_axis", 1), said.get("block_size", 128)
-    dims, bits = [int(size) for size in codes.proto.dims], said.get("bits", 4)
+    axis, codes.block = attributes.get("quantize_axis", 1), attributes.get("block_size", 128)
+    dims, bits = [int(size) for size in codes.proto.dims], attributes.get("bits", 4)
     codes.axis = axis
     if codes.proto.data_type == _BYTES and len(dims) == 2 and axis in (1, -1):
         codes.packed = (dims[0], dims[1] * 8 // max(bits, 1), bits)
 
 
-def _scales_by_name(code: Constant, found: Mapping[str, Constant]) -> None:
+def _scales_by_name(code: Constant, constants: Mapping[str, Constant]) -> None:
     """ONNX Runtime's dynamic quantization multiplies by the scale after the product; it keeps the names together."""
     stem = code.name.removesuffix("_quantized")
     if stem != code.name and code.scale is None:
         code.axis = 0 if len(code.proto.dims) > 2 else 1
-        code.scale, code.zero = found.get(f"{stem}_scale"), found.get(f"{stem}_zero_point")
+        code.scale, code.zero = constants.get(f"{stem}_scale"), constants.get(f"{stem}_zero_point")
 
 
 def _attributes(node: Any) -> dict[str, int]:

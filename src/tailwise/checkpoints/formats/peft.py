@@ -62,8 +62,8 @@ class PeftCheckpoint(Checkpoint):
     ) -> None:
         self._adapter, self._base, self._merged = adapter, base, merged
         self.reopen = adapter.reopen
-        found = read_names(adapter, settings)
-        if not found.updates:
+        contents = read_names(adapter, settings)
+        if not contents.updates:
             raise UnreadableError(
                 "holds no LoRA factors", where=adapter.uri, fix="check that this is an adapter saved by peft"
             )
@@ -73,13 +73,13 @@ class PeftCheckpoint(Checkpoint):
         if base is not None:
             self.module_kinds, self.read_whole = base.module_kinds, base.read_whole
             self.local = adapter.local and base.local
-        self._saved = found.saved
+        self._saved = contents.saved
         self.assumed = {}
-        self._by_tensor = self._placed(found.updates)
+        self._by_tensor = self._placed(contents.updates)
         self._own: dict[str, str] = {}  # what is listed or measured as the adapter has it → the adapter's name
         self.aside, self.unsupported = {}, {}
-        self._tokens = self._token_rows(found.tokens, settings)
-        self.tensors = self._merged_specs() if merged else self._delta_specs(found.biases)
+        self._tokens = self._token_rows(contents.tokens, settings)
+        self.tensors = self._merged_specs() if merged else self._delta_specs(contents.biases)
         own = dict.fromkeys(self._by_tensor, "lora-merged" if merged else "lora")
         own.update(dict.fromkeys(self._tokens, "trainable-tokens"))
         under = base if merged and base is not None else None
@@ -101,16 +101,16 @@ class PeftCheckpoint(Checkpoint):
         if self._base is not None:
             placed = lora_experts.in_base(updates, self._adapter, self._base)
             return {self._target(update): self._oriented(update) for update in placed}
-        found: dict[str, Update] = {}
+        by_target: dict[str, Update] = {}
         for update, note in lora_experts.alone(updates, self._adapter):
-            found[self._target(update)] = update
+            by_target[self._target(update)] = update
             if note:
                 self.assumed[self._target(update)] = note
-        return found
+        return by_target
 
     def _token_rows(self, tokens: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, tuple[str, list[int]]]:
         """Table → the adapter's rows for it, and which they are; tables tied to it in the base with it."""
-        found: dict[str, tuple[str, list[int]]] = {}
+        tables: dict[str, tuple[str, list[int]]] = {}
         for name, source in tokens.items():
             rows, why = token_indices(name, settings), ""
             shape = self._adapter.tensors[source].shape
@@ -131,7 +131,7 @@ class PeftCheckpoint(Checkpoint):
             elif name not in self._given_base.tensors:
                 why = "the base has no table of this name"
             if not why and rows is not None:
-                found[name] = source, rows
+                tables[name] = source, rows
                 continue
             if self._merged:
                 raise UsageError(
@@ -143,8 +143,8 @@ class PeftCheckpoint(Checkpoint):
             self.unsupported[source] = f"{shape[0]} rows that replace rows of {name}: {why}"
         if self._base is not None and self._merged:
             for a, b in self._base.shared.items():
-                found.update({a: found[b]} if b in found else {b: found[a]} if a in found else {})
-        return found
+                tables.update({a: tables[b]} if b in tables else {b: tables[a]} if a in tables else {})
+        return tables
 
     def _before(self, name: str) -> tuple[Checkpoint, str]:
         """Where a weight lies as it is before the update: the adapter may carry its own, as after a resize."""
@@ -226,19 +226,19 @@ class PeftCheckpoint(Checkpoint):
         """The identities of the factors and the base's tensor, and the scale."""
         update = self._by_tensor.get(name)
         own = self._sources(name)
-        found = [self._adapter.identity(tensor) for tensor in own]
+        identities = [self._adapter.identity(tensor) for tensor in own]
         if self._base is not None and name in self._base.tensors:
-            found.append(self._base.identity(name))
-        if None in found:
+            identities.append(self._base.identity(name))
+        if None in identities:
             return None
         if not own:
-            return found[0]
+            return identities[0]
         how: tuple[object, ...] = (self._merged, update.scale, update.flip) if update else (self._merged,)
         if update and update.experts:
             how += (update.rank, update.experts, update.expert)
         if name in self._tokens:
             how += (self._tokens[name][1],)
-        return "+".join([f"lora {how}", *map(str, found)])
+        return "+".join([f"lora {how}", *map(str, identities)])
 
     def _sources(self, name: str) -> tuple[str, ...]:
         """The adapter's tensors that a tensor is made of."""

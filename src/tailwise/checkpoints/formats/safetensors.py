@@ -1,4 +1,4 @@
-"""Safetensors: one file, or a model in several shards; from a local disk or by byte ranges from afar."""
+"""Safetensors: one file, or a model in several shards; from a local disk or by byte ranges from a remote address."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import RangedStore
+from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.sniff import Header, read_header
 from tailwise.core.errors import UnreadableError
 
@@ -81,6 +80,6 @@ class SafetensorsCheckpoint(RangedStore):
 def _headers(shards: Sequence[ByteSource]) -> list[Header]:
     if len(shards) == 1:
         return [read_header(shards[0])]
-    # Headers from afar are a round trip each, and a large model has a hundred shards.
+    # Remote headers are a round trip each, and a large model has a hundred shards.
     with ThreadPoolExecutor(min(8, len(shards) or 1)) as pool:
         return list(pool.map(read_header, shards))

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.averages import is_average
 from tailwise.checkpoints.formats.memory import plain_names
+from tailwise.checkpoints.layout import is_average
 from tailwise.core.errors import UnreadableError
+from tailwise.core.harmless import listed, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -71,12 +72,12 @@ def find_tensors(saved: Any, part: str | None = None) -> Saved:
         return Saved({"weight": saved}, {"weight": "weight"})
     left_out: list[str] = []
     tree = _Pruning(left_out).weights_of(saved)
-    found = Saved()
+    tensors = Saved()
     if left_out:
-        found.notes = (f"left out, for it is the state of training and no weights: {', '.join(left_out)}",)
+        tensors.notes = (f"left out, for it is the state of training and no weights: {listed(left_out)}",)
     keys: list[str] = []
     while tree:
-        inner = _next(tree, part if not found.part else None, found)
+        inner = _next(tree, part if not tensors.part else None, tensors)
         if inner is None:
             break
         keys.append(inner)
@@ -86,57 +87,57 @@ def find_tensors(saved: Any, part: str | None = None) -> Saved:
     tree = {key: value for key, value in tree.items() if key not in left}
     for key, tensor in _walk(tree, ""):
         name = plain_names(key)
-        if name in found.tensors:
+        if name in tensors.tensors:
             raise UnreadableError(f"two tensors are named {name}", fix="save them under names of their own")
-        found.tensors[name] = tensor
-        found.places[name] = ".".join([*keys, key])
-        if len(found.tensors) > _MOST:
+        tensors.tensors[name] = tensor
+        tensors.places[name] = ".".join([*keys, key])
+        if len(tensors.tensors) > _MOST:
             raise UnreadableError(f"names more than {_MOST} tensors", fix="check that this is a model's weights")
-    return found
+    return tensors
 
 
-def _next(tree: Tree, part: str | None, found: Saved) -> str | None:
+def _next(tree: Tree, part: str | None, saved: Saved) -> str | None:
     """The key to go on with, or None where `tree` is the weights. Parts and notes are added to `found`."""
     branches = [key for key, value in tree.items() if isinstance(value, dict)]
     if part in branches:
-        found.parts, found.part = tuple(branches), part
+        saved.parts, saved.part = tuple(branches), part
         return part
     if not branches or _holds_matrices(tree):
         return None
     if _LIGHTNING in branches and "state_dict" in branches:
-        found.parts = tuple(key for key in branches if key != _AVERAGING)
-        found.notes += (_beside(["state_dict"], [_LIGHTNING]),)
+        saved.parts = tuple(key for key in branches if key != _AVERAGING)
+        saved.notes += (_beside(["state_dict"], [_LIGHTNING]),)
         return _LIGHTNING
     averages = [key for key in branches if is_average(key, branches)]
     plain = [key for key in branches if key not in averages]
     if not plain:
-        found.notes += (f"only averaged weights are there, and were taken: {', '.join(averages)}",)
+        saved.notes += (f"only averaged weights are there, and were taken: {listed(averages)}",)
         return averages[0] if len(averages) == 1 else None
     if averages:
-        found.parts = tuple(branches)
-        found.notes += (_beside(averages, plain),)
+        saved.parts = tuple(branches)
+        saved.notes += (_beside(averages, plain),)
         if len(plain) == 1:
             return plain[0]
-    return _wrapper(plain, found)
+    return _wrapper(plain, saved)
 
 
-def _wrapper(plain: list[str], found: Saved) -> str | None:
+def _wrapper(plain: list[str], saved: Saved) -> str | None:
     """The one key that is a wrapper's."""
-    if len(plain) > 1 and not found.parts:
-        found.parts = tuple(plain)
+    if len(plain) > 1 and not saved.parts:
+        saved.parts = tuple(plain)
     wrappers = [key for key in _WRAPPERS if key in plain]
     if len(wrappers) != 1:
         return None
     rest = [key for key in plain if key not in wrappers]
     if rest:
-        found.notes += (f"took {wrappers[0]}; beside it, and not read, are {', '.join(rest)} (--part NAME reads one)",)
+        saved.notes += (f"took {wrappers[0]}; beside it, and not read, are {listed(rest)} (--part NAME reads one)",)
     return wrappers[0]
 
 
 def _beside(averages: list[str], plain: list[str]) -> str:
     return (
-        f"took the weights ({', '.join(plain)}) and left out their moving average "
-        f"(--part {averages[0]} reads {'it' if len(averages) == 1 else 'one of ' + ', '.join(averages)})"
+        f"took the weights ({listed(plain)}) and left out their moving average "
+        f"(--part {shortened(averages[0], 200)} reads {'it' if len(averages) == 1 else 'one of ' + listed(averages)})"
     )
 
 
@@ -170,9 +171,9 @@ class _Pruning:
         items = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_row(value) else ()
         tree = {}
         for key, item in items:
-            kept = self._kept(str(key), item, f"{path}{key}", depth)
-            if kept is not None:
-                tree[str(key)] = kept
+            weights = self._kept(str(key), item, f"{path}{key}", depth)
+            if weights is not None:
+                tree[str(key)] = weights
         self._known[id(value)] = tree
         return tree
 

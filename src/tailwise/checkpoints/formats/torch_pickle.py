@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,56 +12,21 @@ from typing_extensions import override
 from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_anywhere
 from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.formats.common import TensorStore
-from tailwise.checkpoints.formats.memory import decoded, is_array, kinds_of, shared_names, spec_of
-from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
+from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
+from tailwise.checkpoints.formats.memory import decoded, kinds_of, shared_names, spec_of
+from tailwise.checkpoints.formats.pickle_bounds import check_file
+from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
+from tailwise.checkpoints.formats.safe_pickle import load_safely
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torchscript import is_torchscript, read_torchscript
-from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
-from tailwise.core.storage import open_regular
+from tailwise.core.errors import UnreadableError, UnsafeError
 
 if TYPE_CHECKING:
     import torch
 
-_log = logging.getLogger(__name__)
-
-_PICKLE_HEAD = 1 << 24  # bytes to look through; real models' pickles are far smaller
 
 #: A variable of the environment that refuses these files altogether: a web server sets it for what strangers name.
 NO_PICKLE = "TAILWISE_NO_PICKLE"
-
-_REFUSED = re.compile(
-    r"unsupported GLOBAL ([\w.]+)|Unsupported global: GLOBAL ([\w.]+)"
-    r"|TorchScript|allowlisted|must be imported"
-)
-#: What it prints keeps tensors and the containers around them, so the copy is read as the file would have been.
-_SAFE_COPY = """if you trust the file, make a copy of its tensors alone, where running it can do no harm (with Python):
-    import numpy, pathlib, pickle, torch
-    def plain(x):
-        if callable(getattr(x, "state_dict", None)) and not isinstance(x, type): x = x.state_dict()
-        if isinstance(x, torch.Tensor):
-            packed = x.is_quantized or type(x).dequantize is not torch.Tensor.dequantize
-            return (x.dequantize() if packed else x).detach()
-        if hasattr(x, "__array__"):
-            x = numpy.array(x)
-            return torch.from_numpy(x) if x.dtype.kind in "fiubc" else None
-        if isinstance(x, dict): return {{str(k): plain(v) for k, v in x.items()}}
-        return [plain(v) for v in x] if isinstance(x, (list, tuple)) else None
-    x = {load}
-    torch.save(plain(x), {copy!r})
-then give that copy: {copy}"""
-_LOADED = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
-_UNPICKLED = "pickle.loads(pathlib.Path({name!r}).read_bytes())"
-#: What a file of torch.save begins with that is no archive: a pickled number.
-_OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-#: Estimators of these have arrays of their own names, and no state dict.
-_ESTIMATORS = ("sklearn.", "joblib.", "xgboost.", "lightgbm.", "catboost.")
-_SAVE_ARRAYS = "load it where running it can do no harm, and save its arrays: numpy.savez('x.npz', coef=model.coef_, …)"
-
-
-_REPEATS = 1 << 26  # bytes that a tensor of repeated entries may have
-_REPEATED = "its entries are few that are repeated (expand); save what they stand for: tensor.contiguous()"
 
 
 class TorchCheckpoint(TensorStore):
@@ -104,24 +62,25 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
-        self.unsupported |= {name: _REPEATED for name, array in self._arrays.items() if _is_repeated(array)}
+        views = (_laid(name, array) for name, array in self._arrays.items() if name not in self.shared)
+        self.unsupported |= beyond_what_is_held(view for view in views if view is not None)
         self.read_whole = frozenset(self.readings)
 
     def _add(self, file: ByteSource, part: str | None) -> None:
         path = file.local_path()
         self._stamps[path] = _stamp(path)
-        found = find_tensors(_saved(file, path), part)
-        for name, tensor in found.tensors.items():
+        saved = find_tensors(_saved(file, path), part)
+        for name, tensor in saved.tensors.items():
             if name in self._arrays:
                 raise UnreadableError(
                     f"the tensor {name} is in two files: {self._places[name][0].name} and {file.name}",
                     fix="the folder holds two copies of a model: open one file, or add its index.json",
                 )
             self._arrays[name], self._places[name] = tensor, (file, path)
-        self._keys |= found.places
-        self.notes += tuple(note for note in found.notes if note not in self.notes)
-        self.parts += tuple(name for name in found.parts if name not in self.parts)
-        self.chosen = self.chosen or found.part
+        self._keys |= saved.places
+        self.notes += tuple(note for note in saved.notes if note not in self.notes)
+        self.parts += tuple(name for name in saved.parts if name not in self.parts)
+        self.chosen = self.chosen or saved.part
 
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         import torch
@@ -140,9 +99,9 @@ class TorchCheckpoint(TensorStore):
         self._check_unchanged(file, path)
         if spec.name in self.readings:
             tensor = decoded(tensor, place)
-        found = (tensor[start:stop] if spec.shape else tensor).detach().clone()
+        rows = (tensor[start:stop] if spec.shape else tensor).detach().clone()
         self._check_unchanged(file, path)
-        return found
+        return rows
 
     def _check_unchanged(self, file: ByteSource, path: Path) -> None:
         if _stamp(path) != self._stamps[path]:
@@ -167,16 +126,16 @@ class TorchCheckpoint(TensorStore):
             file.close()
 
 
-def _is_repeated(tensor: torch.Tensor) -> bool:
-    """Whether far more entries than are stored stand there, by strides of zero: a kilobyte may claim terabytes."""
+def _laid(name: str, tensor: torch.Tensor) -> Laid | None:
+    """A plain tensor over its storage; None of other kinds, which have bounds of their own."""
     import torch
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-        return False
-    if tensor.device.type == "meta" or tensor.is_quantized:
-        return False
-    claimed = tensor.numel() * tensor.element_size()
-    return claimed > max(_REPEATS, tensor.untyped_storage().nbytes())
+        return None
+    if tensor.device.type == "meta":
+        return None
+    storage = tensor.untyped_storage()
+    return Laid(name, storage.data_ptr(), storage.nbytes(), tensor.numel() * tensor.element_size())
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -192,144 +151,3 @@ def _saved(file: ByteSource, path: Path) -> Any:
         return load_safely(path, file.name)
     check_file(path, file.name, is_zip=True)
     return read_torchscript(path, file.name)
-
-
-def load_safely(path: Path, name: str) -> Any:
-    """What `torch.load` makes of `path` when only tensors and plain containers are let through."""
-    import torch
-
-    is_zip = _is_zip(path, name)
-    check_file(path, name, is_zip=is_zip)
-    # The bytes of a compressed part are no values, and torch maps them all the same.
-    mapped = is_zip and stored_as_is(path)
-    if not mapped and path.stat().st_size > 1 << 20:
-        why = "was packed again with compression" if is_zip else "has PyTorch's old format"
-        _log.warning("%s %s, which cannot be mapped: all of it is read now", name, why)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # torch would go by the name, which lies here
-                saved = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-            else:
-                saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise os_error(error, name) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise _refusal(error, path, name) from error
-    check_extent(saved, name, is_array)
-    return saved
-
-
-def _is_zip(path: Path, name: str) -> bool:
-    try:
-        with open_regular(path) as file:  # as torch looks; an archive may also be found from its end
-            return file.read(4) == b"PK\x03\x04"
-    except OSError as error:
-        raise os_error(error, name) from error
-
-
-def _too_large(name: str) -> UnreadableError:
-    return UnreadableError(
-        "does not fit into memory", where=name,
-        fix="convert it to safetensors, which is read in parts, on a larger machine; or free memory here",
-    )  # fmt: skip
-
-
-def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
-    text = str(error)
-    refused = _REFUSED.search(text)
-    if lacks_memory(error):
-        return _too_large(name)
-    whole = _has_directory(path)
-    # In a file that is cut off, half a name looks like the name of something unknown.
-    old = not whole and isinstance(error, pickle.UnpicklingError)
-    if (refused and whole) or (old and _names_code(path)):
-        named = (refused[1] or refused[2]) if refused else _first_name(path)
-        objects = f"objects ({named})" if named else "objects"
-        return UnsafeError(
-            f"holds Python {objects}, and was refused: loading it would run code that came with it",
-            where=name,
-            fix=_SAVE_ARRAYS if named and named.startswith(_ESTIMATORS) else _way_out(path, name),
-        )
-    if not whole and _is_plain_pickle(path):
-        return UnreadableError(
-            "is a Python pickle without tensors, and no file of torch.save",
-            where=name,
-            fix="give the file of the model's weights",
-        )
-    reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or "it ends early"
-    return UnreadableError(
-        f"is not a whole PyTorch file: {reason.splitlines()[0][:200]}",
-        where=name,
-        fix="it is damaged or cut off: download or save it again",
-    )
-
-
-def _way_out(path: Path, name: str) -> str:
-    """Lines of Python that make a copy of the file's tensors alone."""
-    with path.open("rb") as file:
-        start = file.read(len(_OLD_START))
-    by_torch = start.startswith(b"PK") or start == _OLD_START
-    load = (_LOADED if by_torch else _UNPICKLED).format(name=name)
-    return _SAFE_COPY.format(load=load, copy=f"{path.stem or 'model'}-tensors.pt")
-
-
-def _has_directory(path: Path) -> bool:
-    """Whether a file is a zip archive to its end."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # one that claims to span several disks
-        return False
-
-
-def _is_plain_pickle(path: Path) -> bool:
-    """Whether the file is one whole pickle, as Python's own module writes it."""
-    if path.stat().st_size > _PICKLE_HEAD:
-        return False
-    data = path.read_bytes()
-    stream = io.BytesIO(data)
-    try:
-        for _ in pickletools.genops(stream):
-            pass
-    except (ValueError, IndexError):
-        return False
-    return not data.startswith(_OLD_START) and stream.tell() == len(data)
-
-
-def _first_name(path: Path) -> str | None:
-    """The first thing that a pickle asks to import, in protocols whose opcode for it torch does not take."""
-    texts: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for op, argument, _ in pickletools.genops(io.BytesIO(file.read(_PICKLE_HEAD))):
-                if op.name == "STACK_GLOBAL" and len(texts) > 1:
-                    return f"{texts[-2]}.{texts[-1]}"[:120]
-                if isinstance(argument, str):
-                    texts = [*texts[-1:], argument]
-    except (ValueError, OSError, IndexError):
-        return None
-    return None
-
-
-def _names_code(path: Path) -> bool:
-    """Whether the pickles at the start of a file are whole and name things to import; nothing is run."""
-    names: set[str] = set()
-    try:
-        with path.open("rb") as file:
-            start = io.BytesIO(file.read(_PICKLE_HEAD))
-        # The old format is five pickles and the data: magic number, version, system, object, keys.
-        for _ in range(5):
-            names.update(op.name for op, _, _ in pickletools.genops(start))
-            if start.tell() == start.getbuffer().nbytes:
-                break
-    except (ValueError, OSError, IndexError):
-        return False
-    return not names.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
-
-
-def is_side_file(name: str) -> bool:
-    """Whether a file in a model's folder is a trainer's (optimizer, arguments, …) and not the weights."""
-    stem = os.path.basename(name).split(".")[0]  # noqa: PTH119 - a name in a folder that may be remote
-    if "_optim_states" in stem:
-        return True
-    return stem.startswith(("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state"))

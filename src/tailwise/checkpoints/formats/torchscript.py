@@ -63,30 +63,30 @@ class _ScriptReader:
             raise UnreadableError(f"is nested more than {_DEEPEST} deep", where=self._name, fix=_DAMAGED)
         if id(value) in self._known:
             return self._known[id(value)]
-        found: torch.Tensor | dict[str, Any] | None
+        plain: torch.Tensor | dict[str, Any] | None
         if isinstance(value, Record) and value.path.startswith("torch._utils._rebuild"):
-            found = self._tensor(value)
+            plain = self._tensor(value)
         elif isinstance(value, Record):
-            found = self._items(value.state.items() if isinstance(value.state, Mapping) else (), depth)
+            plain = self._items(value.state.items() if isinstance(value.state, Mapping) else (), depth)
         elif isinstance(value, dict):
-            found = self._items(value.items(), depth)
+            plain = self._items(value.items(), depth)
         elif isinstance(value, list | tuple):
-            found = self._items(enumerate(value), depth)
+            plain = self._items(enumerate(value), depth)
         else:
             return None
-        self._known[id(value)] = found
-        return found
+        self._known[id(value)] = plain
+        return plain
 
     def _items(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any] | None:
-        found = {str(key): self._plain(item, depth + 1) for key, item in items}
-        return {key: item for key, item in found.items() if item is not None} or None
+        plain = {str(key): self._plain(item, depth + 1) for key, item in items}
+        return {key: item for key, item in plain.items() if item is not None} or None
 
     def _tensor(self, record: Record) -> torch.Tensor:
         if record.path != "torch._utils._rebuild_tensor_v2":
             raise UnreadableError(
                 f"holds tensors that are not plain ({record.path.rpartition('.')[2]})",
                 where=self._name,
-                fix="save the model before it was quantized, or its state dict de-quantized",
+                fix="save the model before it was quantized, or its state dict dequantized",
             )
         storage, offset, size, stride = record.args[:4]
         entries = self._storage(storage)

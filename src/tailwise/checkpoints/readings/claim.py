@@ -89,4 +89,4 @@ class StoredReading:
     find: Callable[[Siblings, Checkpoint], Iterator[Claim]]
     marks: tuple[str, ...]  # a module is looked at if one of its leaves contains one of these
     dtypes: frozenset[str] = frozenset()  # and, where there are some, one of its tensors is of one of these
-    packed: bool = False  # whether it is a number format: such weights can be written de-quantized
+    packed: bool = False  # whether it is a number format: such weights can be written dequantized

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.core.errors import UnreadableError
 from tailwise.core.harmless import pattern_from_file
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _SUFFIXES = (
     "weight_shape",
     "weight_g_idx",
 )
-_MISSING = "weights packed by compressed-tensors; to read them: pip install 'tailwise[packed]'"
+_MISSING = f"weights packed by compressed-tensors; to read them: {how_to_get('packed')}"
 _LEGACY = frozenset({"marlin-24", "sparse-24-bitmask", "sparse-bitmask"})
 
 
@@ -131,7 +131,7 @@ def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str,
     named = settings.get("config_groups", {})
     if not isinstance(named, Mapping):
         raise _unusable(module, f"config_groups is {type(named).__name__}, and schemes by name were expected")
-    found = []
+    groups = []
     for name, group in named.items():
         if not isinstance(group, Mapping):
             continue  # a preset, which is no scheme for weights
@@ -140,8 +140,8 @@ def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str,
             raise _unusable(module, f"the targets of {str(name)[:80]!r} are no list of names")
         if not isinstance(group.get("weights") or {}, Mapping):
             raise _unusable(module, f"the weights of {str(name)[:80]!r} are no settings by name")
-        found.append((group, tuple(targets)))
-    return found
+        groups.append((group, tuple(targets)))
+    return groups
 
 
 def _names(target: str, module: str) -> bool:

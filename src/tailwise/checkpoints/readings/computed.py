@@ -55,8 +55,8 @@ class WeightNorm:
         if g.ndim == v.ndim and not whole:
             g = g[first:last]
         norm = torch.linalg.vector_norm(v, dim=self.axes, keepdim=True)
-        found = _rounded(v * (g / norm), self.dtype)
-        return found[start:stop] if whole else found
+        weights = _rounded(v * (g / norm), self.dtype)
+        return weights[start:stop] if whole else weights
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Masked:
 
     def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
         """Rows start:stop, in the stored type."""
-        kept = checkpoint.read_rows(self.original, start, stop)
-        return kept * checkpoint.read_rows(self.mask, start, stop).to(kept.dtype)
+        rows = checkpoint.read_rows(self.original, start, stop)
+        return rows * checkpoint.read_rows(self.mask, start, stop).to(rows.dtype)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _refusal(kind: str) -> str:
 
 def _parts(group: Siblings, is_control: bool) -> dict[str, dict[str, str]]:
     """Adapter's name → {down, up} → leaf."""
-    found: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     inside = is_control or "lora" in group.module.rpartition(".")[2]  # `processor.to_q_lora.down.weight`
     for leaf, spec in group.leaves.items():
         match = _FACTOR.match(leaf)
@@ -175,8 +175,8 @@ def _parts(group: Siblings, is_control: bool) -> dict[str, dict[str, str]]:
         if (leaf.startswith(("down", "up")) and not inside) or leaf in ("linear_in", "linear_out"):
             continue
         side = next(match[key] for key in ("peft", "short", "linear", "other") if match[key])
-        found.setdefault(match["adapter"] or "", {})[_SIDES[side]] = leaf
-    return found
+        parts.setdefault(match["adapter"] or "", {})[_SIDES[side]] = leaf
+    return parts
 
 
 def _pair(group: Siblings, checkpoint: Checkpoint, adapter: str, parts: Mapping[str, str]) -> Claim:
@@ -271,11 +271,11 @@ def _told(group: Siblings, checkpoint: Checkpoint, adapter: str, rank: int) -> f
     if live is not None:
         return live / rank
     beside = checkpoint.config.get("adapter_config")
-    found = _beside(beside, group.module, rank) if isinstance(beside, Mapping) else None
-    if found is None:
-        found = _in_header(group.module, checkpoint.metadata, rank)
-    if found is not None:
-        return found
+    scale = _beside(beside, group.module, rank) if isinstance(beside, Mapping) else None
+    if scale is None:
+        scale = _in_header(group.module, checkpoint.metadata, rank)
+    if scale is not None:
+        return scale
     for settings in (checkpoint.metadata, checkpoint.config):
         alpha = _number(
             settings.get("adapter.lora.alpha", settings.get("lora_alpha", settings.get("ss_network_alpha")))
@@ -288,8 +288,8 @@ def _told(group: Siblings, checkpoint: Checkpoint, adapter: str, rank: int) -> f
 def _beside(settings: Mapping[str, Any], module: str, rank: int) -> float | None:
     """s from adapter_config.json: MLX's `lora_parameters`, or peft's."""
     own = settings.get("lora_parameters")
-    found = _number(own.get("scale")) if isinstance(own, Mapping) else None
-    return scale_of(settings, module.removeprefix("base_model.model."), rank) if found is None else found
+    scale = _number(own.get("scale")) if isinstance(own, Mapping) else None
+    return scale_of(settings, module.removeprefix("base_model.model."), rank) if scale is None else scale
 
 
 def _in_header(module: str, metadata: Mapping[str, str], rank: int) -> float | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import dims_for
-from tailwise.checkpoints.readings.blockwise import e2m1_values
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.checkpoints.readings.four_bit import e2m1_values
 from tailwise.checkpoints.readings.gptq_awq import unpack_words
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class Mlx:
         codes = unpack_words(flat.T, self.bits, self.shape[-1]).T.reshape(stop - start, *self.shape[1:])
         scales = checkpoint.read_rows(self.scales, start, stop)
         wide = _real_scales(scales, self.mode).repeat_interleave(self.group, -1)
-        found = _elements(codes, self.mode) * wide
+        values = _elements(codes, self.mode) * wide
         if self.biases is not None:
-            found += checkpoint.read_rows(self.biases, start, stop).to(torch.float32).repeat_interleave(self.group, -1)
-        return found
+            values += checkpoint.read_rows(self.biases, start, stop).to(torch.float32).repeat_interleave(self.group, -1)
+        return values
 
 
 def _real_scales(scales: torch.Tensor, mode: str) -> torch.Tensor:
@@ -88,16 +88,16 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         return
     members = group.pick("weight", "scales", "biases")
     settings = _settings(group.module, checkpoint.config)
-    found = _layout(group.named("weight"), codes, scales, settings, checkpoint.config)
-    known = found is not None and codes.shape[:-1] == scales.shape[:-1]
-    if not known or found is None or (biases is None) != (found[2] != "affine"):
+    layout = _layout(group.named("weight"), codes, scales, settings, checkpoint.config)
+    known = layout is not None and codes.shape[:-1] == scales.shape[:-1]
+    if not known or layout is None or (biases is None) != (layout[2] != "affine"):
         yield Refused(
             members,
             f"32-bit words of shape {codes.shape} with scales of shape {scales.shape}, a layout of MLX that is not "
             "known here; keep config.json beside the weights, or audit the model before quantization",
         )
         return
-    bits, size, mode, note = found
+    bits, size, mode, note = layout
     shape = (*codes.shape[:-1], scales.shape[-1] * size)
     codec = Mlx(shape, codes.name, scales.name, biases.name if biases else None, bits, size, mode)
     yield Read(group.named("weight"), members, codec, note)

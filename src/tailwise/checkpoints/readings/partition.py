@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, mlx, plain
+from tailwise.checkpoints.readings import blockwise, compressed, computed, factors, four_bit, mlx, plain
 from tailwise.checkpoints.readings import gptq_awq as words
 from tailwise.checkpoints.readings import torchao_tensors as torchao
 from tailwise.checkpoints.readings.claim import Aside, Claim, Codec, Read, Refused, Siblings, StoredReading
@@ -29,10 +29,10 @@ READINGS: tuple[StoredReading, ...] = (
     StoredReading("gptq", 2, words.find_gptq, ("qweight",), packed=True),
     StoredReading("awq", 1, words.find_awq, ("qweight",), packed=True),
     StoredReading("mlx", 1, mlx.find, mlx.MARKS, packed=True),
-    StoredReading("bnb4", 1, blockwise.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
+    StoredReading("bnb4", 1, four_bit.find_bnb4, (".quant_state.bitsandbytes__",), packed=True),
     StoredReading("int8", 1, blockwise.find_bnb8, ("SCB",), packed=True),
-    StoredReading("mxfp4", 1, blockwise.find_mxfp4, ("_blocks",), packed=True),
-    StoredReading("fp4", 1, blockwise.find_fp4, ("scale",), _CODES, packed=True),
+    StoredReading("mxfp4", 1, four_bit.find_mxfp4, ("_blocks",), packed=True),
+    StoredReading("fp4", 1, four_bit.find_fp4, ("scale",), _CODES, packed=True),
     StoredReading("comfy", 1, blockwise.find_comfy, ("weight_scale",), packed=True),
     StoredReading("fp8", 2, blockwise.find_scaled, ("scale",), packed=True),
     StoredReading("computed", 1, computed.find, computed.MARKS),
@@ -64,13 +64,15 @@ class Claims:
 
 def claims_on(checkpoint: Checkpoint, tensors: Mapping[str, TensorSpec]) -> Claims:
     """The claims on these stored tensors, from names, dtypes, shapes and the config."""
-    told = ({n: why for n, why in said.items() if n in tensors} for said in (checkpoint.unsupported, checkpoint.aside))
-    found = Claims({}, *told)
-    left = {n: spec for n, spec in tensors.items() if n not in found.refused and n not in found.aside}
+    told = (
+        {n: why for n, why in reasons.items() if n in tensors} for reasons in (checkpoint.unsupported, checkpoint.aside)
+    )
+    claims = Claims({}, *told)
+    left = {n: spec for n, spec in tensors.items() if n not in claims.refused and n not in claims.aside}
     for group in siblings_of(left):
         for reading, claim in _of_module(group, checkpoint):
-            found.add(reading, claim)
-    return found
+            claims.add(reading, claim)
+    return claims
 
 
 def _of_module(group: Siblings, checkpoint: Checkpoint) -> Iterator[tuple[str, Claim]]:
@@ -152,11 +154,11 @@ _ONLY_IN = (
 
 def siblings_of(tensors: Mapping[str, TensorSpec]) -> Iterator[Siblings]:
     """Every module with tensors of its own, in the order of its first tensor."""
-    found: dict[str, dict[str, TensorSpec]] = {}
+    siblings: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in tensors.items():
         module, leaf = _split(name)
-        found.setdefault(module, {})[leaf] = spec
-    for module, leaves in found.items():
+        siblings.setdefault(module, {})[leaf] = spec
+    for module, leaves in siblings.items():
         yield Siblings(module, leaves)
 
 
@@ -183,7 +185,7 @@ class ClaimedCheckpoint(Checkpoint):
     def __init__(self, stored: Checkpoint, scope: Mapping[str, TensorSpec], claims: Claims) -> None:
         """`scope`: the stored tensors that are looked at."""
         self._inner, self._claims = stored, claims
-        made = {name: found for name, found in claims.weights.items() if found[1].codec is not None}
+        made = {name: claim for name, claim in claims.weights.items() if claim[1].codec is not None}
         self._codecs: dict[str, Codec] = {n: read.codec for n, (_, read) in made.items() if read.codec is not None}
         self.uri, self.format, self.config = stored.uri, stored.format, stored.config
         self.revision, self.metadata, self.notes = stored.revision, stored.metadata, stored.notes
@@ -202,7 +204,7 @@ class ClaimedCheckpoint(Checkpoint):
 
     @property
     def is_packed(self) -> bool:
-        """Whether any weight is stored in a low-bit format, so that it can be written de-quantized."""
+        """Whether any weight is stored in a low-bit format, so that it can be written dequantized."""
         return any(reading in PACKED for reading, read in self._claims.weights.values() if read.codec is not None)
 
     def codec_of(self, name: str) -> Codec | None:
@@ -234,18 +236,18 @@ class ClaimedCheckpoint(Checkpoint):
         codec = self._codecs.get(name)
         if codec is None:
             return self._inner.factors(name)
-        found: tuple[torch.Tensor, torch.Tensor] | None
-        found = codec.factors(self._inner) if hasattr(codec, "factors") else None
-        return found
+        pair: tuple[torch.Tensor, torch.Tensor] | None
+        pair = codec.factors(self._inner) if hasattr(codec, "factors") else None
+        return pair
 
     @override
     def identity(self, name: str) -> str | None:
         """The identities of all members."""
-        found = [self._inner.identity(member) for member in self.members.get(name, (name,))]
-        if None in found:
+        identities = [self._inner.identity(member) for member in self.members.get(name, (name,))]
+        if None in identities:
             return None
         how = [f"{_stamp(self.readings.get(name, ''))} {self._codecs[name]!r}"] if name in self._codecs else []
-        return "+".join([*how, *map(str, found)])
+        return "+".join([*how, *map(str, identities)])
 
     def identity_of_first(self, name: str) -> str | None:
         """The identity of the first stored tensor of a weight alone, which is cheaper."""

@@ -79,7 +79,7 @@ def find(group: Siblings, checkpoint: Checkpoint, left: Mapping[str, TensorSpec]
         claim = _codes(group, leaf, spec, beside, checkpoint) or _scaled_by_unknown(leaf, spec, beside)
         if claim is not None:
             yield claim
-            done.update(name for name, found in left.items() if found.name in claim.members)
+            done.update(name for name in left if left[name].name in claim.members)
     for leaf, spec in left.items():
         if leaf not in done:
             yield _single(group, leaf, spec, checkpoint)
@@ -150,7 +150,7 @@ def _looks_like(group: Siblings, spec: TensorSpec, checkpoint: Checkpoint) -> st
         )
     return (
         f"weights packed by {maker} ({spec.dtype} codes) in a layout that is not known here; "
-        "audit the model before quantization, or save it de-quantized (transformers dequantize())"
+        "audit the model before quantization, or save it dequantized (transformers dequantize())"
     )
 
 
@@ -169,17 +169,17 @@ def _scaled_by_unknown(leaf: str, spec: TensorSpec, beside: Mapping[str, TensorS
     if len(spec.shape) < 2 or spec.dtype not in _FLOATS | _FP8 or is_neutral(leaf):
         return None
     low = spec.dtype in _FP8
-    found = [
+    scales = [
         other
         for other, scale in beside.items()
         if not is_neutral(other) and _belongs(other, leaf, low=low) and _could_scale(scale, spec, other)
     ]
-    if not found:
+    if not scales:
         return None
-    shapes = ", ".join(f"{other} {list(beside[other].shape)}" for other in found)
+    shapes = ", ".join(f"{other} {list(beside[other].shape)}" for other in scales)
     what = "fp8 codes" if low else "a weight"
     return Refused(
-        (spec.name, *(beside[other].name for other in found)),
+        (spec.name, *(beside[other].name for other in scales)),
         f"{what} of shape {list(spec.shape)} beside what could scale it under a name that is not known here "
         f"({shapes}); save the weight as the module computes with it, or audit the live module",
     )

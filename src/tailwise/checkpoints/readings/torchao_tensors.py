@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tailwise.checkpoints.readings.blockwise import e2m1
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
+from tailwise.checkpoints.readings.four_bit import e2m1
 
 if TYPE_CHECKING:
     import torch

@@ -17,12 +17,10 @@ from tailwise.checkpoints.writer import OutputLayout
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, image_inputs
 from tailwise.compression.applying.card import PLAN_FILE
-from tailwise.compression.applying.carry_out import Before, Run
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.carry_out import Before, Progress, Run, silent
 from tailwise.compression.applying.gguf_source import for_folder, unpacked
 from tailwise.compression.applying.gguf_to_gguf import apply_to_gguf, is_for_gguf
-from tailwise.compression.applying.plan_fit import check_plan, is_calibrated, source_of
-from tailwise.compression.applying.written import Progress, silent
+from tailwise.compression.applying.plan_fit import check_own, check_plan, is_calibrated, source_of
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.packing import Packing, check_packing
 from tailwise.compression.packing.packings import packing_of
@@ -30,21 +28,24 @@ from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, read_back
 from tailwise.compression.treating.journal import digest_of_inputs, key_of_run
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.validation import checked
 from tailwise.models.evaluation.gguf_files import gguf_file_of
 
 if TYPE_CHECKING:
     import torch
 
 
+@checked
 def apply(
     plan: Plan | str | os.PathLike[str],
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     options: ApplyOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Applied:
     """Write the model that `plan` asks for to the folder `output`, and read back what was reached.
 
@@ -53,20 +54,26 @@ def apply(
     Operators that look at the weights alone stream tensor by tensor; the others go block by block through the model,
     and a run that was killed goes on at the block where it was. `structured`, and `low_rank` with `factored`, write
     smaller tensors; where the config cannot say their sizes, `tailwise.load_pruned` loads them. Of a plan that prunes
-    and quantizes, what the first set to zero is zero in the end. Raises `UsageError` before any work where the plan
-    does not fit the model.
+    and quantizes, what the first set to zero is zero in the end. `progress` is called with what is done, how many
+    steps are, and how many there will be; True shows a bar, as notebooks and interactive shells do by default. Raises
+    `UsageError` before any work where the plan does not fit the model.
     """
     started = time.perf_counter()
     if isinstance(plan, str | os.PathLike):
         plan = Plan.load(os.fspath(plan))
     plan.validate()
-    if (file := gguf_file_of(model)) is not None:
-        if is_for_gguf(plan, options or ApplyOptions()):
-            return apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress or silent)
-        return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), progress)
-    errand = _Errand(plan, os.fspath(model), options or ApplyOptions(), progress or silent)
-    found = errand.in_two(Path(output)) if plan.is_both else errand.done(Path(output))
+    with listener(progress, "apply", _of_three) as told:
+        if (file := gguf_file_of(model)) is not None:
+            if is_for_gguf(plan, options or ApplyOptions()):
+                return apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), told or silent)
+            return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), told)
+        errand = _Errand(plan, os.fspath(model), options or ApplyOptions(), told or silent)
+        found = errand.in_two(Path(output)) if plan.is_both else errand.done(Path(output))
     return replace(found, seconds=time.perf_counter() - started)
+
+
+def _of_three(what: str, done: int, total: int) -> Told:
+    return what, done, total
 
 
 def _apply_to_gguf(plan: Plan, file: Path, output: Path, options: ApplyOptions, progress: Progress | None) -> Applied:
@@ -76,7 +83,7 @@ def _apply_to_gguf(plan: Plan, file: Path, output: Path, options: ApplyOptions, 
     with open_checkpoint(file) as stored:
         check_own(plan, stored, force=options.force)
     moved = for_folder(plan, unpacked(file, folder), file)
-    found = apply(moved, folder, output, options=replace(options, dequantize=False), progress=progress)
+    found = apply(moved, folder, output, options=replace(options, dequantize=False), progress=progress or False)
     shutil.rmtree(folder)
     card_file = output / "README.md"
     card_file.write_text(card_file.read_text(encoding="utf-8").replace(str(folder), str(file)), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tailwise.compression.applying.calibration_inputs import Draw
 from tailwise.core.recipe import RunOptions
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW
 
 
@@ -30,11 +31,15 @@ class ApplyOptions:
     equal_widths: bool = False  # structured: the same in every block, which a config can say
     multiple: int = 8  # structured: of neurons, a multiple of this stays
     factored: bool = False  # low_rank: two matrices in place of their product
-    packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of real numbers
+    packed: str | None = None  # plans to quantize: compressed-tensors, torchao or gguf in place of dequantized floats
     dequantize: bool = False  # plans to quantize: read a model that is quantized already as what it decodes to
     executor: Executor | str = "local"  # as of `RunOptions`: shards of what looks at no text, each by a worker
     workers: int | None = None
     patience: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, samples=1, window=2, seed=0, batch=1, multiple=1, workers=1)
 
     @property
     def draw(self) -> Draw:

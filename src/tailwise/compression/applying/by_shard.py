@@ -18,8 +18,7 @@ from tailwise.checkpoints.draft import Draft
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, finish_checkpoint, tensors_of, write_shard
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
-from tailwise.core.execution.engines import engine_of
-from tailwise.core.execution.executor import one_thread
+from tailwise.core.execution.executor import engine_of, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 
@@ -60,33 +59,33 @@ class Shards:
 
     def write(self, draft: Draft) -> tuple[tuple[str, ...], int]:
         """Write all files into the draft's folder. Notes, and how many shards an earlier run had finished."""
-        kept = draft.kept / "shards"
-        kept.mkdir(exist_ok=True)
-        there = {path.name for path in kept.iterdir()}
+        folder = draft.kept / "shards"
+        folder.mkdir(exist_ok=True)
+        there = {path.name for path in folder.iterdir()}
         missing = [shard for shard in self.layout.shards if shard.name not in there]
         total = len(self.layout.shards)
         done = total - len(missing)
         resumed = done
         self.progress(done, total)
-        for path in kept.glob(".*"):  # of workers that were killed
+        for path in folder.glob(".*"):  # of workers that were killed
             path.unlink()
         with engine_of(self.options) as engine:
-            work = SpreadWork(_run, self._pack(kept), _given_up, cost=_nbytes, again=_may_pass)
+            work = SpreadWork(_run, self._pack(folder), _given_up, cost=_nbytes, again=_may_pass)
             for written in spread(engine, work, sorted(missing, key=_nbytes, reverse=True), patience_of(self.options)):
-                _check(written, kept)
+                _check(written, folder)
                 done += 1
                 self.progress(done, total)
         for shard in self.layout.shards:
-            (kept / shard.name).rename(draft.folder / shard.name)
+            (folder / shard.name).rename(draft.folder / shard.name)
         return finish_checkpoint(self.layout, draft.folder), resumed
 
-    def _pack(self, kept: Path) -> Callable[[Sequence[Shard]], ShardTask]:
+    def _pack(self, folder: Path) -> Callable[[Sequence[Shard]], ShardTask]:
         def pack(shards: Sequence[Shard]) -> ShardTask:
             (shard,) = shards
             names = {spec.name for spec in shard.specs}
             plan = self.plan.replace(decisions=tuple(item for item in self.plan if item.tensor in names))
             part = self.checkpoint.part(spec.name for spec in shard.specs)
-            return ShardTask(shard, part, plan, self.make, self.options.device, kept.absolute() / shard.name)
+            return ShardTask(shard, part, plan, self.make, self.options.device, folder.absolute() / shard.name)
 
         return pack
 
@@ -101,19 +100,19 @@ def _nbytes(shard: Shard) -> float:
     return float(sum(spec.nbytes for spec in shard.specs))
 
 
-def _run(errand: ShardTask) -> tuple[WrittenShard]:
+def _run(task: ShardTask) -> tuple[WrittenShard]:
     """On a worker: read, change, write."""
-    path = errand.target.with_name(f".{errand.target.name}-{uuid.uuid4().hex}")
+    path = task.target.with_name(f".{task.target.name}-{uuid.uuid4().hex}")
     try:
         with one_thread():
-            change = errand.make(errand.plan, errand.checkpoint, errand.device)
-            write_shard(path, errand.shard, lambda name: tensors_of(errand.checkpoint, name, change))
+            change = task.make(task.plan, task.checkpoint, task.device)
+            write_shard(path, task.shard, lambda name: tensors_of(task.checkpoint, name, change))
         nbytes = path.stat().st_size
-        path.replace(errand.target)
+        path.replace(task.target)
     except (TailwiseError, OSError) as error:
         path.unlink(missing_ok=True)
-        return (WrittenShard(errand.shard.name, error=error),)
-    return (WrittenShard(errand.shard.name, nbytes),)
+        return (WrittenShard(task.shard.name, error=error),)
+    return (WrittenShard(task.shard.name, nbytes),)
 
 
 def _given_up(shard: Shard, why: str) -> WrittenShard:
@@ -125,16 +124,16 @@ def _may_pass(written: WrittenShard) -> bool:
     return isinstance(written.error, UnreachableError)
 
 
-def _check(written: WrittenShard, kept: Path) -> None:
+def _check(written: WrittenShard, folder: Path) -> None:
     if isinstance(written.error, FileNotFoundError):
-        raise _not_shared(kept) from written.error
+        raise _not_shared(folder) from written.error
     if written.error is not None:
         raise written.error
-    path = kept / written.name
+    path = folder / written.name
     if not path.is_file() or os.path.getsize(path) != written.nbytes:  # noqa: PTH202 - one look
-        raise _not_shared(kept)
+        raise _not_shared(folder)
 
 
-def _not_shared(kept: Path) -> UsageError:
+def _not_shared(folder: Path) -> UsageError:
     fix = "choose an output on storage that every worker sees under the same path, or leave --executor out"
-    return UsageError("what the workers write does not arrive here", where=kept, fix=fix)
+    return UsageError("what the workers write does not arrive here", where=folder, fix=fix)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import needed
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
 from tailwise.models.evaluation.own_processor import check_processor
 from tailwise.models.evaluation.quiet import quiet
+from tailwise.models.walking.block_inputs import Pictures
 from tailwise.models.walking.calibrate import SAMPLES, WINDOW, sample_windows
 from tailwise.models.walking.hosts import Host, check_causal
-from tailwise.models.walking.walk import Pictures
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
 
     tokens = tokens_of(given, load_tokenizer(model), bos=draw.bos)
     windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed, tokens.bos)
-    facts: dict[str, Any] = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
+    settings: dict[str, Any] = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
     if tokens.bos is not None:
-        facts["bos"] = tokens.bos
-    return {"input_ids": windows}, {"calibration": tokens.name, **facts}
+        settings["bos"] = tokens.bos
+    return {"input_ids": windows}, {"calibration": tokens.name, **settings}
 
 
 def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -67,7 +68,7 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
     `given` is what `images_of` takes. `UsageError` where the model reads no images beside text, or nothing says how
     they are made ready.
     """
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     name, revision = address_of(model)
     config = config_of(name, revision)
@@ -88,15 +89,15 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
             where=model,
             fix="put the preprocessor_config.json of its family beside its weights",
         ) from error
-    pictures, said = pictures_of(given, most=draw.samples, seed=draw.seed)
+    pictures, settings = pictures_of(given, most=draw.samples, seed=draw.seed)
     check_processor(ready, pictures, model)
     try:
         each = tuple(dict(ready(images=[picture.convert("RGB")], return_tensors="pt")) for picture in pictures)
     except Exception as error:  # every processor fails in its own way
         raise UsageError(
-            f"its processor could not take an image ({error})", where=said, fix="give other images"
+            f"its processor could not take an image ({error})", where=settings, fix="give other images"
         ) from error
-    return Pictures(each), {"images": said, "image_count": len(each)}
+    return Pictures(each), {"images": settings, "image_count": len(each)}
 
 
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:

@@ -59,7 +59,7 @@ def _how_stored(plan: Plan, applied: Applied) -> Iterator[str]:
         yield f"The weights are packed, as {applied.packed} lays them out: {after:,} bytes, and {before:,} before."
         yield applied.loads
     elif applied.in_bits:
-        yield "The values are stored de-quantized, in the dtype of the source: the file is as large as before. It"
+        yield "The values are stored dequantized, in the dtype of the source: the file is as large as before. It"
         yield "measures what the formats cost, and is not what a server would load."
     elif applied.smaller:
         yield "The parameters that went are not stored: the model is smaller, and its dense arithmetic is less."
@@ -76,7 +76,7 @@ def _table(applied: Applied) -> Iterator[str]:
         for item in applied.tensors:
             yield f"| `{item.tensor}` | {item.how} | {item.reached:.4f} | {item.relative_error or 0.0:.5f} |"
         return
-    yield "| tensor | asked | reached | how |"
+    yield "| tensor | requested | achieved | how |"
     yield "| --- | ---: | ---: | --- |"
     for item in applied.tensors:
         yield f"| `{item.tensor}` | {item.asked:.4f} | {item.reached:.4f} | {how_in_words(item)} |"

@@ -6,23 +6,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.draft import Draft
-from tailwise.checkpoints.dtypes import torch_dtype
-from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_shard
+from tailwise.checkpoints.formats.common import torch_dtype
+from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_checkpoint, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs, image_inputs
-from tailwise.compression.applying.card import card
-from tailwise.compression.applying.written import Progress, open_written, put_in_place, write_tensors
+from tailwise.compression.applying.card import PLAN_FILE, card
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
@@ -32,10 +33,49 @@ from tailwise.compression.treating.journal import Journal, digest_of_inputs, key
 from tailwise.compression.treating.kept_grids import grids_in
 from tailwise.compression.treating.treated import Treated
 from tailwise.core.errors import UsageError
+from tailwise.models.walking.block_inputs import Pictures
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.shapes import PRUNED_FILE
-from tailwise.models.walking.walk import Pictures, vision_blocks_of, walk_blocks
+from tailwise.models.walking.walk import vision_blocks_of, walk_blocks
 from tailwise.number_formats.grid import ValueGrid
+
+if TYPE_CHECKING:
+    import torch
+
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Without a progress bar."""
+
+
+def write_tensors(
+    layout: OutputLayout, source: Checkpoint, folder: Path, change: Change, progress: Progress
+) -> tuple[str, ...]:
+    """All tensors of a model, changed; what is to be noted of the files."""
+    total = sum(len(shard.specs) for shard in layout.shards)
+    written = iter(range(1, total + 1))
+
+    def counted(name: str) -> torch.Tensor | None:
+        progress("writing tensors", next(written), total)
+        return change(name)
+
+    return write_checkpoint(layout, source, folder, counted)
+
+
+def open_written(layout: OutputLayout, folder: Path) -> Checkpoint:
+    """What was written: its only file, or the folder with its index."""
+    single = len(layout.shards) == 1 and layout.index is None
+    return open_checkpoint(folder / layout.shards[0].name if single else folder)
+
+
+def put_in_place(draft: Draft, plan: Plan, card: str) -> None:
+    """Write the plan and the model card, and let the whole appear."""
+    (draft.folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+    (draft.folder / "README.md").write_text(card, encoding="utf-8")
+    draft.commit()
+
 
 MASKS = "masks/masks.safetensors"  # in a folder of its own: beside the weights it would be read as a part of them
 
@@ -72,10 +112,10 @@ class Run:
         if self.options.executor == "local":
             with Draft(output, force=self.options.force) as draft:
                 return self._write(draft, treated, treated.grids, done)
-        facts = {"shards": len(self.layout.shards), "zeros": self.before is not None}
+        settings = {"shards": len(self.layout.shards), "zeros": self.before is not None}
         shards = Shards(self.plan, self.checkpoint, self.layout, make, self.options.engine,
                         self._step("writing shards"))  # fmt: skip
-        with self._draft(output, key_of_run(self.plan, self.checkpoint, facts)) as draft:
+        with self._draft(output, key_of_run(self.plan, self.checkpoint, settings)) as draft:
             said, resumed = shards.write(draft)
             done = replace(done, resumed=resumed, notes=(*done.notes, *said))
             return self._commit(draft, self._read_back(draft.folder, treated.grids, done))
@@ -88,10 +128,10 @@ class Run:
         dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in plan}
         jobs = jobs_of(plan, host, dtypes, how, images=pictures is not None)
         walks = _walks(plan, host, jobs, (inputs, pictures))
-        facts = {**settings, **seen, "dtype": self.options.dtype}
+        settings_ = {**settings, **seen, "dtype": self.options.dtype}
         if plan.quantizes:
-            facts["act_order"] = how.act_order
-        inner = {**facts, "zeros": how.keep_zeros, "kept": "whole grids"}
+            settings_["act_order"] = how.act_order
+        inner = {**settings_, "zeros": how.keep_zeros, "kept": "whole grids"}
         digest = digest_of_inputs(inputs or {}, *(pictures.each if pictures else ()))
         with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest)) as draft:
             journal = Journal(draft.kept)
@@ -104,7 +144,7 @@ class Run:
             notes = (*host.notes, *journal.notes)
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
-            done = Applied(output, plan.operator, (), 0.0, journal.resumed, facts, notes)
+            done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
             kept = _Kept(journal, self._blind({job.decision.tensor for job in jobs.values()}, how.keep_zeros))
             return self._write(draft, kept.read, kept.grids, done)
 
@@ -120,15 +160,15 @@ class Run:
             fix = "plan for the model that it was made from, or use an operator that leaves the shapes"
             raise UsageError("its layers were cut before, and cannot be cut again", where=self.name, fix=fix)
         inputs: Mapping[str, torch.Tensor] | None = None
-        facts: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if calibrated:
-            inputs, facts, host = self._calibration()
-            facts["dtype"] = options.dtype
+            inputs, settings, host = self._calibration()
+            settings["dtype"] = options.dtype
         else:
             host = load_host(self.checkpoint, self.name, device=options.device, dtype=options.dtype)
         widths = Widths(options.equal_widths, options.multiple)
         work = work_of(ShrinkSource(self.plan, host, self.checkpoint, self.layout), widths)
-        inner = {**facts, "widths": [widths.equal, widths.multiple], "factored": options.factored}
+        inner = {**settings, "widths": [widths.equal, widths.multiple], "factored": options.factored}
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
         with self._draft(output, key) as draft:
             journal = Journal(draft.kept)
@@ -136,7 +176,7 @@ class Run:
             said = write_smaller(work, made, draft.folder, self._step("writing tensors"))
             tensors = reached_in(self.plan, made, draft.folder)
             notes = (*host.notes, *journal.notes, *said)
-            done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, facts, notes, smaller=True)
+            done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, settings, notes, smaller=True)
             return self._commit(draft, done)
 
     def _draft(self, output: Path, key: str) -> Draft:
@@ -162,8 +202,8 @@ class Run:
     def _write(self, draft: Draft, change: Change, grids: Grids, done: Applied) -> Applied:
         """Write all files into the draft, read them back, and put the draft in its place."""
         if self.packing is None:
-            said = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
-            return self._commit(draft, self._read_back(draft.folder, grids, replace(done, notes=(*done.notes, *said))))
+            notes = write_tensors(self.layout, self.checkpoint, draft.folder, change, self.progress)
+            return self._commit(draft, self._read_back(draft.folder, grids, replace(done, notes=(*done.notes, *notes))))
         coded = coded_by(self.plan, self.checkpoint, change, grids)
         work = PackingWork(self.plan, self.checkpoint, self.layout, coded, self.progress)
         return self._commit(draft, packed(self.packing, work, draft.folder, done))
@@ -210,17 +250,17 @@ def _walks(
     """What goes through the model, tower by tower, where something is to be done in it."""
     text, pictures = given
     seeing = {name for block in vision_blocks_of(host.model) for name in block.layers()}
-    found: list[Mapping[str, torch.Tensor] | Pictures] = []
+    walks: list[Mapping[str, torch.Tensor] | Pictures] = []
     if pictures is not None and seeing & jobs.keys():
-        found.append(pictures)
+        walks.append(pictures)
     if jobs.keys() - seeing:
         if text is None:
             raise UsageError(
                 f"{plan.operator} looks at inputs, and there is no calibration text beside the images",
                 fix="give --calibration TEXT",
             )
-        found.append(text)
-    return found
+        walks.append(text)
+    return walks
 
 
 def _save_masks(plan: Plan, written: Checkpoint, folder: Path) -> None:

@@ -13,21 +13,22 @@ from typing_extensions import override
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
-from tailwise.compression.applying.written import Progress
+from tailwise.compression.applying.carry_out import Progress
 from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.packing.gguf_copy import Importances
 from tailwise.compression.packing.gguf_packing import TYPES, to_bytes
 from tailwise.compression.packing.tensor_parts import Coded
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import relative_error
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
 from tailwise.models.activations import Activations
 from tailwise.models.evaluation.gguf_files import gguf_places
 from tailwise.models.evaluation.loading import load_model
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.hosts import Host, layer_of
-from tailwise.models.walking.walk import Block, blocks_of, home_of, walk_blocks
+from tailwise.models.walking.walk import blocks_of, home_of, walk_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +90,10 @@ class _Looking(BlockWork):
             self.rounded[job.decision.tensor] = RoundedTensor.of(job.decision, stored, done)
 
     @override
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
-        self.found |= {self.jobs[name].decision.tensor: one for name, one in found.items() if name in self.jobs}
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
+        self.found |= {self.jobs[name].decision.tensor: one for name, one in activations.items() if name in self.jobs}
         if self.rounds:
-            super().visit(block, found)
+            super().visit(block, activations)
 
 
 def seen_in(

@@ -14,25 +14,25 @@ from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.card import card
-from tailwise.compression.applying.fingerprint import check_own
+from tailwise.compression.applying.carry_out import Progress, put_in_place
 from tailwise.compression.applying.gguf_inputs import RoundedTensor, SeenInputs, digest_of, seen_in
-from tailwise.compression.applying.plan_fit import is_calibrated
-from tailwise.compression.applying.written import Progress, put_in_place
+from tailwise.compression.applying.plan_fit import check_own, is_calibrated
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.gguf_copy import GgufCopy, write_imatrix
 from tailwise.compression.packing.gguf_packing import FILE, TYPES, file_type
 from tailwise.compression.packing.llama_quantize import PROGRAM, found_program, quantized_by
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import REPORT
 from tailwise.compression.treating.applied import Applied, Reached, relative_error
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.walking.statistics import reaching
 from tailwise.number_formats.casts import PlainCast
 from tailwise.number_formats.ggml_blocks import BlockFormat
-from tailwise.number_formats.ggml_library import INSTALL, ggml_library
+from tailwise.number_formats.ggml_library import ggml_library
 from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -124,7 +124,7 @@ def _program(plan: Plan, stored: GgufCheckpoint) -> str | None:
         raise UsageError(
             f"{by_ggml[0]} is rounded by llama.cpp's own code, and neither a library of ggml nor {PROGRAM} is there",
             where=stored.uri,
-            fix=f"{INSTALL}, or put {PROGRAM} on PATH",
+            fix=f"put {PROGRAM} on PATH, or {how_to_get('ggml')}",
         )
     return program
 

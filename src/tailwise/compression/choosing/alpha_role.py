@@ -60,9 +60,9 @@ def _centred_ranks(values: Vector) -> Vector:
     """Ranks of the finite values on [−1, 1], ties shared; 0 for NaN and for a single value."""
     from scipy.stats import rankdata
 
-    found = np.zeros_like(values)
+    centred = np.zeros_like(values)
     known = np.isfinite(values)
     if known.sum() > 1:
         ranks = rankdata(values[known])
-        found[known] = 2.0 * (ranks - 1.0) / (known.sum() - 1.0) - 1.0
-    return found
+        centred[known] = 2.0 * (ranks - 1.0) / (known.sum() - 1.0) - 1.0
+    return centred

@@ -14,6 +14,7 @@ from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
+from tailwise.core.validation import check_fields
 
 Mapping3 = Literal["block", "matrix", "mixed"]
 MAPPINGS = ("block", "matrix", "mixed")
@@ -34,6 +35,7 @@ class AllocatorSettings:
     width: float | None = None  # half the range of `owl` (λ, 0.08) and `dlp` (0.15)
 
     def __post_init__(self) -> None:
+        check_fields(self, but=("mapping",) if isinstance(self.mapping, str) else ())
         if self.mapping not in MAPPINGS:
             raise UsageError(f"there is no mapping {self.mapping!r}", fix=f"choose {', '.join(MAPPINGS)}")
         if not 0.0 <= self.tau <= 1.0:

@@ -58,10 +58,10 @@ def _values(name: str, candidates: Sequence[Candidate], settings: AllocatorSetti
     if name == "depth":
         return np.array([np.nan if item.block is None else float(item.block) for item in candidates])
     if name == "owl":
-        found = settings.statistics
-        if found is None:
+        statistics = settings.statistics
+        if statistics is None:
             raise UsageError("outliers are measured on text, and there is none", fix="give --calibration TEXT")
-        return np.array([np.nan if item.block is None else found.get(item.block, np.nan) for item in candidates])
+        return np.array([np.nan if item.block is None else statistics.get(item.block, np.nan) for item in candidates])
     values = [item.value(INDICATORS[name]) for item in candidates]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -70,8 +70,8 @@ def _ranks(values: Vector) -> Vector:
     """Ranks of the finite values on [−1, 1], ties shared; 0 for NaN and for a single value."""
     from scipy.stats import rankdata
 
-    found = np.zeros_like(values)
+    ranks = np.zeros_like(values)
     known = np.isfinite(values)
     if known.sum() > 1:
-        found[known] = 2.0 * (rankdata(values[known]) - 1.0) / (known.sum() - 1.0) - 1.0
-    return found
+        ranks[known] = 2.0 * (rankdata(values[known]) - 1.0) / (known.sum() - 1.0) - 1.0
+    return ranks

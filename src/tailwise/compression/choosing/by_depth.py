@@ -83,8 +83,9 @@ def depth_of_formats(choices: Choices, settings: FormatSettings) -> Assignment:
 def ends_of_formats(choices: Choices, settings: FormatSettings) -> Assignment:
     """The two formats next to the budget: the better one in the first and the last blocks.
 
-    A control like `depth`: groups come in order of their distance from the nearer end. With τ a group is to have r times
-    the mean bits, r falling from 1 + τ at the ends to 1 − τ in the middle. What is outside the blocks counts as an end.
+    A control like `depth`: groups come in order of their distance from the nearer end. With τ a group is to have r
+    times the mean bits, r falling from 1 + τ at the ends to 1 − τ in the middle. What is outside the blocks counts as
+    an end.
     """
     blocks = sorted({group.block for group in choices.groups if group.block is not None})
     last = max(len(blocks) - 1, 1)

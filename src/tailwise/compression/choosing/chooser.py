@@ -55,7 +55,7 @@ def registered(registry: Registry[C], make: Callable[..., C], name: str, **facts
 
     def register(function: F) -> F:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        registry.add(name, make(name=name, summary=summary, choose=function, **facts))
+        registry.add(name, make(name=name, summary=summary, choose=function, **facts), by=function.__module__)
         return function
 
     return register

@@ -174,34 +174,36 @@ def _core(
     bound = float(cost.min(axis=1).sum()) - price * edge
     finite = np.isfinite(regret)
     if start is None:
-        kept = finite
+        fitting = finite
     else:
         gap = _loss(losses, start) - bound
-        kept = finite & (regret <= gap * (1.0 + 1e-9) + 1e-300)
-        kept[np.arange(len(losses)), start] = True
-        if int(kept.sum() - len(losses)) > _CORE:
+        fitting = finite & (regret <= gap * (1.0 + 1e-9) + 1e-300)
+        fitting[np.arange(len(losses)), start] = True
+        if int(fitting.sum() - len(losses)) > _CORE:
             # The true gap is far below this one: look at the cheapest levels first, for a better start.
-            few = kept & (regret <= np.partition(regret[kept], len(losses) + _CORE // 2)[len(losses) + _CORE // 2])
+            few = fitting & (
+                regret <= np.partition(regret[fitting], len(losses) + _CORE // 2)[len(losses) + _CORE // 2]
+            )
             few[np.arange(len(losses)), start] = True
             better, _ = _milp(problem, few, max(1.0, (ends - time.monotonic()) / 2))
             if better is not None and _loss(losses, better) < _loss(losses, start):
                 start = better
-                kept = finite & (regret <= (_loss(losses, start) - bound) * (1.0 + 1e-9) + 1e-300)
-                kept[np.arange(len(losses)), start] = True
-    found, proven = _milp(problem, kept, max(1.0, ends - time.monotonic()))
-    if start is not None and (found is None or _loss(losses, start) <= _loss(losses, found)):
+                fitting = finite & (regret <= (_loss(losses, start) - bound) * (1.0 + 1e-9) + 1e-300)
+                fitting[np.arange(len(losses)), start] = True
+    chosen, proven = _milp(problem, fitting, max(1.0, ends - time.monotonic()))
+    if start is not None and (chosen is None or _loss(losses, start) <= _loss(losses, chosen)):
         return start, min(proven, _loss(losses, start))
-    return found, proven
+    return chosen, proven
 
 
-def _milp(problem: Knapsack, kept: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.int64] | None, float]:
+def _milp(problem: Knapsack, allowed: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.int64] | None, float]:
     """Levels by integer programming over the kept ones, and its bound (−inf where it has none)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
-    counts = kept.sum(axis=1)
+    counts = allowed.sum(axis=1)
     open_items = np.flatnonzero(counts > 1)
-    levels = kept.argmax(axis=1)
+    levels = allowed.argmax(axis=1)
     rows = np.arange(len(levels))
     closed = np.ones(len(levels), dtype=bool)
     closed[open_items] = False
@@ -210,7 +212,7 @@ def _milp(problem: Knapsack, kept: NDArray[np.bool_], seconds: float) -> tuple[N
     if len(open_items) == 0:
         fits = problem.budget * (1.0 - problem.slack) <= base_weight <= problem.budget * (1.0 + 1e-12)
         return (levels, base_loss) if fits else (None, -np.inf)
-    items, columns = np.nonzero(kept[open_items])
+    items, columns = np.nonzero(allowed[open_items])
     costs, loads = problem.losses[open_items[items], columns], problem.weights[open_items[items], columns]
     unit, scale = float(loads.max()) or 1.0, float(np.abs(costs).max()) or 1.0
     one = csr_array((np.ones(len(items)), (items, np.arange(len(items)))), shape=(len(open_items), len(items)))

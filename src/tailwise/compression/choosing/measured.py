@@ -33,8 +33,10 @@ def sensitivity(candidates: Sequence[Candidate], budget: Budget, settings: Alloc
     levels = sorted({level for costs in table for level in costs})
     losses = np.array([[costs.get(level, np.inf) for level in levels] for costs in table])
     sizes, taken = sizes_of(candidates), np.array(levels)
-    kept = float(sizes.sum()) * (1.0 - budget.sparsity)
-    chosen = solve_near(Knapsack(losses, sizes[:, None] * (1.0 - taken), kept, seconds=_SECONDS, gap=_GAP), _SLACKS)
+    remaining = float(sizes.sum()) * (1.0 - budget.sparsity)
+    chosen = solve_near(
+        Knapsack(losses, sizes[:, None] * (1.0 - taken), remaining, seconds=_SECONDS, gap=_GAP), _SLACKS
+    )
     amounts = taken[chosen.levels]
     note = f"levels alone reach {held(amounts, sizes):.6f}; summed loss {chosen.loss:.6g}, bound {chosen.bound:.6g}"
     reasons = tuple(
@@ -52,16 +54,16 @@ def _levels_of(
             "there are no measured losses: they take passes over calibration text",
             fix="give the model and calibration text, or an allocator that needs the audit alone: depth, alpha",
         )
-    found: dict[str, dict[float, float]] = {item.tensor: {} for item in candidates}
+    levels: dict[str, dict[float, float]] = {item.tensor: {} for item in candidates}
     for (tensor, level), loss in losses.items():
         if not (np.isfinite(loss) and 0.0 <= level < 1.0):
             raise UsageError(f"the loss of {tensor} at {level:g} is {loss:g}", fix="measure it again, or leave it out")
-        if tensor in found:
-            found[tensor][level] = loss
-    for tensor, costs in found.items():
+        if tensor in levels:
+            levels[tensor][level] = loss
+    for tensor, costs in levels.items():
         if not costs:
             raise UsageError("its loss was not measured", where=tensor, fix="measure every tensor of the plan")
-    return list(found.values())
+    return list(levels.values())
 
 
 @assigner(
@@ -108,14 +110,14 @@ def _cheapest(choices: Choices, table: Table | None, words: tuple[str, str]) -> 
 
 def _losses(choices: Choices, table: Table, what: str) -> Matrix:
     """(groups, formats): sums over the members; +inf where a member was not measured in a format."""
-    found = np.full(choices.bits.shape, np.inf)
+    losses = np.full(choices.bits.shape, np.inf)
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             values = [table.get((item.tensor, name), np.inf) for item in group.members]
             if np.isnan(values).any() or -np.inf in values:
                 raise UsageError(f"its {what} in {name} is no number", where=group.name, fix="measure it again")
-            found[row, column] = sum(values)
-        if not np.isfinite(found[row][np.isfinite(choices.bits[row])]).any():
+            losses[row, column] = sum(values)
+        if not np.isfinite(losses[row][np.isfinite(choices.bits[row])]).any():
             names = ", ".join(choices.formats)
             raise UsageError(f"its {what} was measured in none of {names}", where=group.name, fix="measure it too")
-    return found
+    return losses

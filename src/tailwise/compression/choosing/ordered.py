@@ -58,8 +58,8 @@ def ranks(values: Vector) -> Vector:
     """Ranks of the finite values on [0, 1], ties shared; ½ for NaN and for a single value."""
     from scipy.stats import rankdata
 
-    found = np.full(len(values), 0.5)
+    places = np.full(len(values), 0.5)
     known = np.isfinite(values)
     if known.sum() > 1:
-        found[known] = (rankdata(values[known]) - 1.0) / (known.sum() - 1.0)
-    return found
+        places[known] = (rankdata(values[known]) - 1.0) / (known.sum() - 1.0)
+    return places

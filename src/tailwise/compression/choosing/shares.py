@@ -26,15 +26,15 @@ def shares(values: Vector, tau: float, direction: int) -> Vector:
 
     NaN (no value) gets the neutral 1, and so does everything where all values are equal.
     """
-    found = np.ones_like(values)
+    spread = np.ones_like(values)
     known = np.isfinite(values)
     if not known.any():
-        return found
+        return spread
     low, high = float(values[known].min()), float(values[known].max())
     if high > low:
         place = (values[known] - low) / (high - low)
-        found[known] = (place if direction > 0 else 1.0 - place) * 2.0 * tau + (1.0 - tau)
-    return found
+        spread[known] = (place if direction > 0 else 1.0 - place) * 2.0 * tau + (1.0 - tau)
+    return spread
 
 
 def spread(
@@ -88,11 +88,11 @@ def _reasons(
     means = means_by_block(candidates, measured.values)
     falling = sorted(means.values(), reverse=True)
     by_value = sorted((value for value in measured.values if np.isfinite(value)), reverse=True)
-    found = []
+    reasons = []
     for item, own, amount in zip(candidates, measured.values, amounts, strict=True):
         ends = verdict(float(amount), asked) + (f", cut at {MOST}" if amount >= MOST - 1e-12 else "")
         if not np.isfinite(own):
-            found.append(f"no {measured.symbol} (the tail has no spread), so a neutral share: {ends}")
+            reasons.append(f"no {measured.symbol} (the tail has no spread), so a neutral share: {ends}")
             continue
         of_block = ""
         if item.block in means:
@@ -100,5 +100,5 @@ def _reasons(
             of_block = f"{measured.symbol} {mean:.3g}, the {ordinal(falling.index(mean) + 1)} of {len(means)} blocks"
         of_matrix = f"own {measured.symbol} {own:.3g}, the {ordinal(by_value.index(own) + 1)} of {len(by_value)}"
         parts = {"block": [of_block], "matrix": [of_matrix], "mixed": [of_block, of_matrix]}[mapping]
-        found.append(f"{'; '.join(part for part in parts if part) or 'outside the blocks'}: {ends}")
-    return tuple(found)
+        reasons.append(f"{'; '.join(part for part in parts if part) or 'outside the blocks'}: {ends}")
+    return tuple(reasons)

@@ -36,14 +36,14 @@ def ratios(plan: Plan) -> Files:
     rows = sorted(plan, key=_place)
     buffer = io.BytesIO()
     np.save(buffer, np.array([decision.sparsity for decision in rows], dtype=np.float64))
-    facts = {
+    about = {
         "order": "blocks from first to last; in a block " + ", ".join(_ORDER),
         "ratio": "fraction removed",
         "operator": plan.operator,
         "budget": dict(plan.budget),
         "layers": [decision.tensor.removesuffix(".weight") for decision in rows],
     }
-    return {".npy": buffer.getvalue(), ".json": (json.dumps(facts, indent=1) + "\n").encode()}
+    return {".npy": buffer.getvalue(), ".json": (json.dumps(about, indent=1) + "\n").encode()}
 
 
 def _place(decision: Decision) -> tuple[int, int, str]:

@@ -28,10 +28,10 @@ def config(plan: Plan) -> Files:
 
     Activations stay in bfloat16, as a plan is about weights. AlphaQuant chooses scales by its own rules.
     """
-    found = plan_for_tool(plan, "AlphaQuant", _TAKES, _scheme)
-    schemes = {**found.layers, **{layer: {**_KEPT, "skip": True} for layer in found.kept}}
-    facts = {decision.tensor.removesuffix(".weight"): _facts(decision, plan) for decision in plan}
-    expanded = {layer: {**scheme, **facts[layer]} for layer, scheme in schemes.items()}
+    tool_plan = plan_for_tool(plan, "AlphaQuant", _TAKES, _scheme)
+    schemes = {**tool_plan.layers, **{layer: {**_KEPT, "skip": True} for layer in tool_plan.kept}}
+    about = {decision.tensor.removesuffix(".weight"): _facts(decision, plan) for decision in plan}
+    expanded = {layer: {**scheme, **about[layer]} for layer, scheme in schemes.items()}
     overrides = [{"pattern": _literal(layer), "skip": False, **scheme} for layer, scheme in expanded.items()]
     document = {"default": {**_KEPT, "skip": True}, "overrides": overrides}
     quantized = {layer: scheme for layer, scheme in expanded.items() if not scheme.get("skip")}

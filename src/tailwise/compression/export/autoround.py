@@ -28,8 +28,8 @@ _FLOATS: dict[str, dict[str, Any]] = {
 @exporter("autoround", source="auto-round 0.16, `AutoRound(model, **…)`", suffixes=(".json",), kinds=("quantize",))
 def config(plan: Plan) -> Files:
     """Arguments of `AutoRound` in JSON: `layer_config` by exact names, and a `scheme` that leaves all else as it is."""
-    found = plan_for_tool(plan, "AutoRound", _TAKES, _settings)
-    document = {"scheme": "BF16", "layer_config": dict(found.layers)}
+    tool_plan = plan_for_tool(plan, "AutoRound", _TAKES, _settings)
+    document = {"scheme": "BF16", "layer_config": dict(tool_plan.layers)}
     return {".json": (json.dumps(document, indent=1) + "\n").encode()}
 
 

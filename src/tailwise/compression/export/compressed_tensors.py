@@ -27,33 +27,33 @@ def config(plan: Plan) -> Files:
     Targets are exact. Layers that the plan keeps in floating point are on the ignore list; those that it does not
     name match no target.
     """
-    groups, kept = schemes(plan, "compressed-tensors")
+    groups, unquantized = schemes(plan, "compressed-tensors")
     formats = sorted({group["format"] for group in groups.values()})
     document = {
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "format": formats[0] if len(formats) == 1 else "mixed-precision",
         "config_groups": groups,
-        "ignore": kept,
+        "ignore": unquantized,
     }
     return {".json": (json.dumps({"quantization_config": document}, indent=1) + "\n").encode()}
 
 
 def schemes(plan: Plan, tool: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """`config_groups` by name, and the modules that stay in floating point."""
-    found = plan_for_tool(plan, tool, TAKES, scheme)
+    tool_plan = plan_for_tool(plan, tool, TAKES, scheme)
     groups = {
         f"group_{number}": {"targets": [f"re:{exactly(layer)}" for layer in members], **settings}
-        for number, (settings, members) in enumerate(grouped(found.layers))
+        for number, (settings, members) in enumerate(grouped(tool_plan.layers))
     }
-    return groups, list(found.kept)
+    return groups, list(tool_plan.kept)
 
 
 def scheme(chosen: NumberFormat, decision: Decision) -> dict[str, Any] | None:
     """`weights` and `format` of a scheme; None where compressed-tensors has no such format."""
     del decision
-    found = scheme_of(chosen)
-    if found is None:
+    given = scheme_of(chosen)
+    if given is None:
         return None
-    return {"weights": {name: value for name, value in found.weights.items() if value is not None},
-            "format": found.layout}  # fmt: skip
+    return {"weights": {name: value for name, value in given.weights.items() if value is not None},
+            "format": given.layout}  # fmt: skip

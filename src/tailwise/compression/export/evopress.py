@@ -31,14 +31,14 @@ def levels(plan: Plan) -> Files:
     To quantize, a level is the number of bits. To prune, it counts steps of equally many parameters from the uniform
     sparsity; the steps are rounded together, so that the budget stays.
     """
-    found, facts = _bits(plan) if plan.quantizes else _steps(plan)
-    text = "\n".join(f"{layer}: {level}" for layer, level in found.items())
-    return {".txt": text.encode(), ".notes.json": (json.dumps(facts, indent=1) + "\n").encode()}
+    layer_levels, about = _bits(plan) if plan.quantizes else _steps(plan)
+    text = "\n".join(f"{layer}: {level}" for layer, level in layer_levels.items())
+    return {".txt": text.encode(), ".notes.json": (json.dumps(about, indent=1) + "\n").encode()}
 
 
 def _bits(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
-    found = plan_for_tool(plan, "EvoPress", _TAKES, _integer)
-    kinds = {(shared, symmetric) for _, shared, symmetric in found.layers.values()}
+    tool_plan = plan_for_tool(plan, "EvoPress", _TAKES, _integer)
+    kinds = {(shared, symmetric) for _, shared, symmetric in tool_plan.layers.values()}
     if len(kinds) > 1:
         raise UsageError(
             "EvoPress's levels are bits, and these formats differ in more: "
@@ -46,16 +46,16 @@ def _bits(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
             fix="plan with formats that differ in bits alone, such as int2-g128,int3-g128,int4-g128",
         )
     ((shared, symmetric),) = kinds
-    facts = {
+    about = {
         "level": "bits",
-        "bitwidth_options": sorted({bits for bits, _, _ in found.layers.values()}),
+        "bitwidth_options": sorted({bits for bits, _, _ in tool_plan.layers.values()}),
         "group_size": shared if isinstance(shared, int) else None,
         "perchannel": True,
         "sym": symmetric,
         "act_order": plan.settings.get("act_order") is True,
-        "not_quantized": list(found.kept),
+        "not_quantized": list(tool_plan.kept),
     }
-    return {layer: bits for layer, (bits, _, _) in found.layers.items()}, facts
+    return {layer: bits for layer, (bits, _, _) in tool_plan.layers.items()}, about
 
 
 def _integer(chosen: NumberFormat, decision: Decision) -> tuple[int, str | int, bool] | None:
@@ -76,16 +76,16 @@ def _steps(plan: Plan) -> tuple[dict[str, int], dict[str, Any]]:
     uniform = plan.sparsity
     moved = {item.tensor.removesuffix(".weight"): item.removed - uniform * item.n_params for item in plan}
     step = max(1, math.ceil(max(map(abs, moved.values())) / _LEVELS))
-    found = _rounded({layer: amount / step for layer, amount in moved.items()})
+    steps = _rounded({layer: amount / step for layer, amount in moved.items()})
     sizes = {item.tensor.removesuffix(".weight"): item.n_params for item in plan}
-    facts = {
+    about = {
         "level": "steps of weights_diff parameters from the uniform sparsity",
         "sparsity": uniform,
         "weights_diff": step,
         "num_levels": _LEVELS,
-        "sparsity_of_layers": {layer: uniform + level * step / sizes[layer] for layer, level in found.items()},
+        "sparsity_of_layers": {layer: uniform + level * step / sizes[layer] for layer, level in steps.items()},
     }
-    return found, facts
+    return steps, about
 
 
 def _rounded(exact: dict[str, float]) -> dict[str, int]:

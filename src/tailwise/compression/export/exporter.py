@@ -12,6 +12,7 @@ from tailwise.compression.plans.entries import Kind
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
+from tailwise.core.validation import checked
 
 Files = dict[str, bytes]  # suffix → content
 Write = Callable[[Plan], Files]
@@ -91,12 +92,13 @@ def exporter(
 
     def register(function: Write) -> Write:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
-        EXPORTERS.add(name, Exporter(name, summary, source, kinds, suffixes, function))
+        EXPORTERS.add(name, Exporter(name, summary, source, kinds, suffixes, function), by=function.__module__)
         return function
 
     return register
 
 
+@checked
 def export(plan: Plan, to: str, path: str | Path) -> tuple[Path, ...]:
     """Write `plan` as the tool `to` reads it. `UsageError` where it cannot say what the plan asks."""
     return EXPORTERS[to](plan, path)

@@ -29,11 +29,11 @@ def config(plan: Plan) -> Files:
     One pattern, `-:`, skips every module in a block that the plan does not quantize; GPTQModel looks at it first, and
     leaves the rest of a model as it is.
     """
-    found = plan_for_tool(plan, "GPTQModel", _TAKES, _settings)
+    tool_plan = plan_for_tool(plan, "GPTQModel", _TAKES, _settings)
     act_order = plan.settings.get("act_order") is True
-    groups = grouped(found.layers)
+    groups = grouped(tool_plan.layers)
     base, _ = max(groups, key=lambda group: len(group[1]))
-    dynamic: dict[str, dict[str, Any]] = {f"-:^(?!{one_of(found.layers)}$){_in_blocks(found.layers)}.*$": {}}
+    dynamic: dict[str, dict[str, Any]] = {f"-:^(?!{one_of(tool_plan.layers)}$){_in_blocks(tool_plan.layers)}.*$": {}}
     for settings, members in groups:
         dynamic[f"+:^{one_of(members)}$"] = {**settings, "desc_act": act_order}
     # Columns in their own order, or in that of their inputs; left out, GPTQModel takes a third one.
@@ -44,7 +44,7 @@ def config(plan: Plan) -> Files:
 
 def _in_blocks(layers: Iterable[str]) -> str:
     """How full names begin: GPTQModel tries names as they are inside a block too, and those must not be skipped."""
-    return one_of(sorted({found[0] for layer in layers if (found := _BEFORE.match(layer))})) + r"\d+\."
+    return one_of(sorted({match[0] for layer in layers if (match := _BEFORE.match(layer))})) + r"\d+\."
 
 
 def _settings(chosen: NumberFormat, decision: Decision) -> dict[str, Any] | None:

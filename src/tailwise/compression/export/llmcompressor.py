@@ -49,10 +49,10 @@ def recipe(plan: Plan) -> Files:
 
 
 def _quantizing(plan: Plan) -> dict[str, Any]:
-    groups, kept = schemes(plan, "llm-compressor")
+    groups, unquantized = schemes(plan, "llm-compressor")
     # How weights are packed is chosen when the model is saved.
-    found = {name: {key: group[key] for key in ("targets", "weights")} for name, group in groups.items()}
-    modifier: dict[str, Any] = {"config_groups": found, "ignore": kept}
+    config_groups = {name: {key: group[key] for key in ("targets", "weights")} for name, group in groups.items()}
+    modifier: dict[str, Any] = {"config_groups": config_groups, "ignore": unquantized}
     if plan.operator == "gptq":
         # Left out, it would be "static".
         modifier = {"actorder": "static" if plan.settings.get("act_order") is True else None, **modifier}

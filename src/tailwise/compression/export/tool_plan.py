@@ -90,23 +90,23 @@ def plan_for_tool(plan: Plan, tool: str, takes: str, say: Callable[[NumberFormat
 
     One `UsageError` for all that cannot be plan_for_tool, and one where nothing is left to quantize.
     """
-    refusals, layers, kept = Refusals(tool, takes), dict[str, T](), []
+    refusals, layers, untouched = Refusals(tool, takes), dict[str, T](), []
     for decision in plan:
         module, chosen = decision.tensor.removesuffix(".weight"), decision.number_format
         if stays(decision):
-            kept.append(module)
+            untouched.append(module)
         elif not _linear(decision):
             refusals.add("not a linear layer with one matrix", decision.tensor)
         elif not has_whole_groups(chosen, decision.shape):
             refusals.add(f"{chosen.name}, whose groups of {chosen.group_size} do not divide the inputs", module)
-        elif (found := say(chosen, decision)) is None:
+        elif (told := say(chosen, decision)) is None:
             refusals.add(decision.treatment.words(), module)
         else:
-            layers[module] = found
+            layers[module] = told
     refusals.tell()
     if not layers:
         raise UsageError("the plan quantizes nothing", fix="plan with fewer --bits")
-    return ToolPlan(layers, tuple(kept))
+    return ToolPlan(layers, tuple(untouched))
 
 
 def _linear(decision: Decision) -> bool:
@@ -116,15 +116,15 @@ def _linear(decision: Decision) -> bool:
 
 def grouped(layers: Mapping[str, T]) -> list[tuple[T, list[str]]]:
     """Layers with equal settings together, in the order of their first."""
-    found: list[tuple[T, list[str]]] = []
+    groups: list[tuple[T, list[str]]] = []
     for layer, settings in layers.items():
-        for known, members in found:
+        for known, members in groups:
             if known == settings:
                 members.append(layer)
                 break
         else:
-            found.append((settings, [layer]))
-    return found
+            groups.append((settings, [layer]))
+    return groups
 
 
 def exactly(layer: str) -> str:

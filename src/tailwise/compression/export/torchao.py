@@ -27,8 +27,8 @@ def config(plan: Plan) -> Files:
     Layers that the plan keeps in floating point have null; those that it does not name are not touched. MX formats
     are refused, as torchao has them only with activations quantized as well.
     """
-    found = plan_for_tool(plan, "torchao", _TAKES, _config)
-    layers: dict[str, Any] = {**found.layers, **dict.fromkeys(found.kept)}
+    tool_plan = plan_for_tool(plan, "torchao", _TAKES, _config)
+    layers: dict[str, Any] = {**tool_plan.layers, **dict.fromkeys(tool_plan.kept)}
     document = _node("FqnToConfig", 1, fqn_to_config=layers)
     return {".json": (json.dumps(document, indent=1) + "\n").encode()}
 

@@ -38,19 +38,21 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     if not request.dequantize:
         _check_not_quantized(audit, looks=operator_of(request.operator, "quantize").looks)
     estimator, said = _estimator(audit, request, method)
-    found, notes = candidates(audit, request.choice, estimator, packed=request.dequantize)
-    found, shapes, more = _shaped(found, audit)
+    eligible, notes = candidates(audit, request.choice, estimator, packed=request.dequantize)
+    eligible, shapes, more = _shaped(eligible, audit)
     if "variance" in method.needs:
-        found = tuple(_with_variance(item, audit) for item in found)
-    groups = tuple(FormatGroup(name, members) for name, members in fused(found, per_expert=request.per_expert).items())
+        eligible = tuple(_with_variance(item, audit) for item in eligible)
+    groups = tuple(
+        FormatGroup(name, members) for name, members in fused(eligible, per_expert=request.per_expert).items()
+    )
     table = bits_table(groups, shapes, formats)
-    budget = budget_of(audit, request.budget, found)
+    budget = budget_of(audit, request.budget, eligible)
     if budget is None and len(formats) == 1:
         budget = float(table.sum())
-    check_reach(budget, table, sum(item.n_params for item in found))
+    check_reach(budget, table, sum(item.n_params for item in eligible))
     element = np.array([item.element_bits for item in formats])
     choices = Choices(groups, tuple(item.name for item in formats), element, table, budget)
-    return Asked(found, shapes, choices, estimator, (*said, *notes, *more))
+    return Asked(eligible, shapes, choices, estimator, (*said, *notes, *more))
 
 
 def _check_not_quantized(audit: Audit, *, looks: bool) -> None:
@@ -76,14 +78,14 @@ def _estimator(audit: Audit, request: QuantizeRequest, method: Assigner) -> tupl
 
 
 def _shaped(
-    found: Sequence[Candidate], audit: Audit
+    eligible: Sequence[Candidate], audit: Audit
 ) -> tuple[tuple[Candidate, ...], dict[str, tuple[int, ...]], tuple[str, ...]]:
-    shapes = {item.tensor: shape_of(item, audit.provenance.config) for item in found}
-    kept = tuple(item for item in found if shapes[item.tensor])
-    left = [item.tensor for item in found if not shapes[item.tensor]]
-    if not kept:
+    shapes = {item.tensor: shape_of(item, audit.provenance.config) for item in eligible}
+    with_shape = tuple(item for item in eligible if shapes[item.tensor])
+    left = [item.tensor for item in eligible if not shapes[item.tensor]]
+    if not with_shape:
         raise UsageError("no tensor is left to plan for", where=audit.model, fix="loosen --roles or --layers")
-    return kept, shapes, (f"left as they are, their parts have different inputs: {listed(left)}",) if left else ()
+    return with_shape, shapes, (f"left as they are, their parts have different inputs: {listed(left)}",) if left else ()
 
 
 def _with_variance(item: Candidate, audit: Audit) -> Candidate:

@@ -38,20 +38,20 @@ def bits_table(
     )  # fmt: skip
 
 
-def budget_of(audit: Audit, budget: Budget | None, found: Sequence[Candidate]) -> float | None:
+def budget_of(audit: Audit, budget: Budget | None, eligible: Sequence[Candidate]) -> float | None:
     """Bits of the planned tensors in all; None where the budget does not say them."""
     if budget is None or budget.unit == "rise":
         return None
     if budget.unit == "bits":
-        return budget.amount * sum(item.n_params for item in found)
-    names = [item.tensor for item in found]
-    kept = kept_bytes(audit, names) + header_bytes(audit, names)
-    if budget.amount <= kept:
+        return budget.amount * sum(item.n_params for item in eligible)
+    names = [item.tensor for item in eligible]
+    fixed = kept_bytes(audit, names) + header_bytes(audit, names)
+    if budget.amount <= fixed:
         raise UsageError(
-            f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {kept:,}, headers counted",
+            f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {fixed:,}, headers counted",
             fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
         )
-    return 8.0 * (budget.amount - kept)
+    return 8.0 * (budget.amount - fixed)
 
 
 def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
@@ -72,19 +72,19 @@ def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
 def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) -> dict[str, Any]:
     """What a plan says of its budget: bits asked and reached, and bytes."""
     reached = mean_bits(plan)
-    kept = kept_bytes(audit, [decision.tensor for decision in plan])
-    found = {
+    fixed = kept_bytes(audit, [decision.tensor for decision in plan])
+    spending = {
         "asked": round(reached if budget is None else budget / plan.n_params, 9),
         "reached": round(reached, 9),
         "unit": "bits per weight",
         "parameters": plan.n_params,
         "bytes": round(reached * plan.n_params / 8),
-        "kept_bytes": kept,
+        "kept_bytes": fixed,
     }
     if nbytes is None:
-        return found
+        return spending
     headers = header_bytes(audit, [decision.tensor for decision in plan])
-    return found | {"asked_bytes": nbytes, "header_bytes": headers}
+    return spending | {"asked_bytes": nbytes, "header_bytes": headers}
 
 
 def header_bytes(audit: Audit, planned: Sequence[str]) -> int:

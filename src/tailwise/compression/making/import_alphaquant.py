@@ -80,10 +80,10 @@ def _read(path: str | Path) -> Mapping[str, Any]:
 def _linear_layers(audit: Audit) -> tuple[Candidate, ...]:
     """AlphaQuant looks at every linear layer, the head and the routers among them."""
     roles = {row.role for row in audit.rows if row.measured and row.kind == "dense"}
-    found, _ = candidates(audit, TensorChoice(also=tuple(sorted(roles))), None)
+    eligible, _ = candidates(audit, TensorChoice(also=tuple(sorted(roles))), None)
     return tuple(
         item
-        for item in found
+        for item in eligible
         if item.tensor.endswith(".weight")
         and (item.kind == "dense" or (item.kind == "expert" and len(item.parts) == 1))
         and shape_of(item, audit.provenance.config)
@@ -98,7 +98,7 @@ def _resolved(document: Mapping[str, Any], path: object, layers: Mapping[str, Ca
         isinstance(item, dict) and isinstance(item.get("pattern"), str) for item in overrides
     ):
         raise UsageError("overrides is no list of objects with a pattern", where=path)
-    found = {layer: _Scheme(default, "the default") for layer in layers}
+    schemes = {layer: _Scheme(default, "the default") for layer in layers}
     unmatched = []
     for override in overrides:
         pattern = override["pattern"]
@@ -107,14 +107,14 @@ def _resolved(document: Mapping[str, Any], path: object, layers: Mapping[str, Ca
             unmatched.append(pattern)
         fields = {name: value for name, value in override.items() if name != "pattern"}
         for layer in matched:
-            found[layer] = _Scheme({**found[layer].fields, **fields}, f"the override {pattern}")
+            schemes[layer] = _Scheme({**schemes[layer].fields, **fields}, f"the override {pattern}")
     if unmatched:
         raise UsageError(
             f"no linear layer matches {listed(unmatched)}",
             where=path,
             fix=_names_are(layers),
         )
-    return found
+    return schemes
 
 
 def _listed(document: Mapping[str, Any], path: object, layers: Mapping[str, Candidate]) -> dict[str, _Scheme]:

@@ -30,6 +30,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.plans.whole_units import Whole, ranks_of, removed_of
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 
 #: Below this sparsity, published gains of uneven allocation on autoregressive models are nil.
 GAINS_FROM = 0.6
@@ -40,11 +41,20 @@ _CUT = re.compile(r"(?:attn_(?:q|k|v|o|qkv|kv)|mlp_(?:gate|up|down|gate_up))")
 _TOGETHER = re.compile(r"(attn|mlp|shared|expert)(?:_|$)")
 
 
+@checked
 def plan_prune(audit: Audit, request: Request) -> Plan:
     """Say what to remove of which tensor.
 
     Reads the audit alone; α is fitted to its spectra by AlphaPruning's estimator. Raises `UsageError` where what is
     asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5, allocator="uniform"))
+    >>> plan
+    Plan('dict': prune, magnitude, uniform; 3 tensors, sparsity 0.500000)
     """
     operator, pattern, budget = operator_of(request.operator), request.parsed_pattern, request.budget
     method = ALLOCATORS[request.allocator]
@@ -70,12 +80,21 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     return replace(plan, notes=(*_said_of_amounts(plan, allocation.sign), *allocation.notes, *notes, *more))
 
 
+@checked
 def plan_quantize(audit: Audit, request: QuantizeRequest) -> Plan:
     """Say which tensor is to have which number format.
 
     Reads the audit alone (and the study that it is given). Tensors that servers fuse get one format. Where the groups
     of a format do not divide a tensor's inputs, the last one is shorter, and a note says so. Raises `UsageError` where
     what is asked cannot be.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_quantize(audit, tw.plans.QuantizeRequest(bits=6, formats="int4,int8"))
+    >>> [decision.format for decision in plan]
+    ['int4', 'int8', 'int4']
     """
     method, budget = ASSIGNERS[request.allocator], request.budget
     if budget is not None and budget.unit == "rise":
@@ -238,7 +257,7 @@ def _said_of_amounts(plan: Plan, sign: str) -> list[str]:
     notes.append(depth_correlation(plan).words)
     if abs(budget["reached"] - budget["asked"]) > 1e-6:
         whole = "ranks are whole numbers" if operator_of(plan.operator).ranks else "N of M are whole numbers"
-        notes.append(f"asked for {budget['asked']:.6f}, reached {budget['reached']:.6f}: {whole}")
+        notes.append(f"requested {budget['asked']:.6f}, achieved {budget['reached']:.6f}: {whole}")
     if plan.allocator != "uniform" and not operator_of(plan.operator).ranks and budget["asked"] < GAINS_FROM:
         notes.append(f"below {GAINS_FROM:.0%}, published gains of uneven allocation over uniform are nil")
     over = sum((decision.sparsity or 0.0) > 1.0 for decision in plan)
@@ -282,7 +301,7 @@ def _said_of_formats(plan: Plan) -> list[str]:
     notes.append(depth_words(plan))
     if reached < asked * (1 - NEAR):
         notes.append(
-            f"asked for {asked:.6g} bits, reached {reached:.6g}: whole tensors and these formats come no nearer"
+            f"requested {asked:.6g} bits, achieved {reached:.6g}: whole tensors and these formats come no nearer"
         )
     if plan.allocator != "uniform" and reached > GAINS_TO:
         notes.append(f"above {GAINS_TO} bits, published gains of uneven bits over uniform are nil")

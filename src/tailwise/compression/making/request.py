@@ -14,6 +14,7 @@ from tailwise.compression.plans.budget import Budget, Unit
 from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.compression.plans.patterns import UNSTRUCTURED, Pattern, parse_pattern
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -35,6 +36,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # A wrong request is told before a model is read for it.
         operator_of(self.operator)
         _ = self.budget, self.told
@@ -97,6 +99,8 @@ class QuantizeRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # A number is judged by the budget that it makes, finite or not.
+        check_fields(self, but=[name for name in ("bits", "rise") if isinstance(getattr(self, name), float)])
         # A wrong request is told before a model is read for it.
         operator_of(self.operator, "quantize")
         if self.act_order and self.operator != "gptq":

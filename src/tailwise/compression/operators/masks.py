@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from tailwise.compression.operators.operator import Amount, OperatorResult
+from tailwise.models.activations import Activations
+
 #: Below this a product of counts and decimal fractions is taken for the whole number that it misses.
 _ROUNDING = 1e-6
 #: Entries sorted at once.
@@ -44,12 +47,23 @@ def lowest_in_rows(scores: torch.Tensor, count: int) -> torch.Tensor:
     return gone
 
 
-def lowest_in_groups(scores: torch.Tensor, kept: int, group: int) -> torch.Tensor:
+def lowest_in_groups(scores: torch.Tensor, n: int, group: int) -> torch.Tensor:
     """All but the `kept` entries of highest score of each `group` along the rows of (rows × cols)."""
     rows, cols = scores.shape
     inner = scores.reshape(rows * (cols // group), group)
-    return lowest_in_rows(inner, group - kept).view(rows, cols)
+    return lowest_in_rows(inner, group - n).view(rows, cols)
 
 
 def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.split(matrix, max(1, _CHUNK // max(matrix.shape[1], 1)))
+
+
+def magnitude(W: torch.Tensor, amount: Amount, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
+    """The entries of smallest |W|, over the whole matrix or in each group of M along its rows."""
+    weights = W if W.dtype == torch.float64 else W.float()  # what stays is stored as it was
+    scores = weights.abs()
+    if amount.pattern is None:
+        gone = lowest(scores, round(amount.sparsity * W.numel()))
+    else:
+        gone = lowest_in_groups(scores, *amount.pattern)
+    return OperatorResult(weights.masked_fill(gone, 0.0), ~gone)

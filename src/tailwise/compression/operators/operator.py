@@ -102,12 +102,12 @@ class Operator:
             raise UsageError(f"{self.name} needs the {self.needs} of the layer's inputs", fix="calibrate first")
         if isinstance(asked, Amount):
             _check_amount(W, asked)
-        found = self._function()(W, asked, inputs)
-        if isinstance(asked, Target) and asked.keep_zeros and bool((found.weight[W == 0] != 0).any()):
+        result = self._function()(W, asked, inputs)
+        if isinstance(asked, Target) and asked.keep_zeros and bool((result.weight[W == 0] != 0).any()):
             raise UsageError(
                 f"{asked.format.name} has no zero for what was pruned", fix="take a symmetric format, such as int4"
             )
-        return found
+        return result
 
     def _function(self) -> Work:
         if self.work is None:
@@ -115,15 +115,15 @@ class Operator:
         if not isinstance(self.work, str):
             return self.work
         module, _, name = self.work.partition(":")
-        found: Work = getattr(import_module(module), name)
-        return found
+        work: Work = getattr(import_module(module), name)
+        return work
 
 
 def _check_amount(W: torch.Tensor, amount: Amount) -> None:
     if amount.pattern is not None and W.shape[1] % amount.pattern[1]:
-        kept, group = amount.pattern
+        n, group = amount.pattern
         raise UsageError(
-            f"{kept}:{group} does not divide {W.shape[1]} inputs", fix="take another pattern, or unstructured"
+            f"{n}:{group} does not divide {W.shape[1]} inputs", fix="take another pattern, or unstructured"
         )
     if not W.isfinite().all():
         raise UnreadableError("it holds entries that are not finite", fix="take the entry out of the plan")

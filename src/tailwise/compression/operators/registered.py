@@ -18,7 +18,7 @@ _ALPHA_QUANT = "AlphaQuant's and AlphaQ's code: fewer bits where α is high"
 _BUILT_IN = (
     Operator(
         "magnitude", "prune", "none", "the entries of smallest magnitude, without data",
-        "Han et al. 2015, arXiv:1506.02626; one threshold per tensor", f"{_HERE}magnitude:magnitude",
+        "Han et al. 2015, arXiv:1506.02626; one threshold per tensor", f"{_HERE}masks:magnitude",
         of_direction=_ALPHA_PRUNING,
     ),
     Operator(
@@ -68,7 +68,7 @@ WITHOUT_DATA: Mapping[Does, str] = {"prune": "magnitude", "quantize": "rtn"}
 
 def _load_built_ins() -> None:
     for item in _BUILT_IN:
-        OPERATORS.add(item.name, item)
+        OPERATORS.add(item.name, item, by=__name__)
 
 
 OPERATORS: Registry[Operator] = Registry("operator", "tailwise.operators", _load_built_ins)
@@ -113,7 +113,8 @@ def _registered(name: str, does: Does, needs: Need, source: str, direction: int)
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
         blind = "" if needs == "none" else WITHOUT_DATA[does]
         OPERATORS.add(name, Operator(name, does, needs, summary, source, function, direction, blind=blind,
-                                     lighter=blind if needs == "hessian" else ""))  # fmt: skip
+                                     lighter=blind if needs == "hessian" else ""),
+                      by=function.__module__)  # fmt: skip
         return function
 
     return register

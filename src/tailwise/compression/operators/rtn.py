@@ -12,8 +12,8 @@ from tailwise.number_formats.ggml_types import GgmlFormat
 
 def rtn(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
     """Every entry to the nearest value of the format, whose scales come from W: the reference."""
-    found = target.format.quantize(W)
-    return OperatorResult(found.values, grid=found.grid)
+    quantized = target.format.quantize(W)
+    return OperatorResult(quantized.values, grid=quantized.grid)
 
 
 def imatrix(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult:
@@ -25,7 +25,7 @@ def imatrix(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorRes
     assert inputs.norms is not None  # noqa: S101 - `Operator` has checked
     chosen = target.format.fitting(W.shape[1])
     if isinstance(chosen, BlockFormat | GgmlFormat):
-        found = chosen.weighted(W, inputs.norms.square())
+        quantized = chosen.weighted(W, inputs.norms.square())
     else:
-        found = chosen.quantize(W)
-    return OperatorResult(found.values, grid=found.grid)
+        quantized = chosen.quantize(W)
+    return OperatorResult(quantized.values, grid=quantized.grid)

@@ -26,8 +26,8 @@ def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
     for place in range(8):
         word |= padded[..., place].to(torch.int64) << (place * bits)
-    found = torch.stack([((word >> (8 * place)) & 255).to(torch.uint8) for place in range(bits)], dim=-1)
-    return found.reshape(rows, -1)[:, : -(-count * bits // 8)]
+    octets = torch.stack([((word >> (8 * place)) & 255).to(torch.uint8) for place in range(bits)], dim=-1)
+    return octets.reshape(rows, -1)[:, : -(-count * bits // 8)]
 
 
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:

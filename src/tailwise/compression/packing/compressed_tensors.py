@@ -85,20 +85,20 @@ class CompressedTensors(ShardPacking):
             return self._words(module, parts, bits, scales)
         packed = bits < 8
         codes = {f"{module}.weight_packed": pack_bits(parts.codes, bits)} if packed else {spec.name: parts.codes}
-        found = {**codes, f"{module}.weight_scale": scales}
+        stored = {**codes, f"{module}.weight_scale": scales}
         if parts.tensor_scale is not None:
-            found[f"{module}.weight_global_scale"] = parts.tensor_scale
-        return found
+            stored[f"{module}.weight_global_scale"] = parts.tensor_scale
+        return stored
 
     @staticmethod
     def _words(module: str, parts: Parts, bits: int, scales: torch.Tensor) -> Members:
         on_meta = parts.codes.device.type == "meta"
         shape = torch.empty(2, dtype=torch.int64, device="meta") if on_meta else torch.tensor(parts.codes.shape)
-        found = {f"{module}.weight_packed": pack_words(parts.codes, bits), f"{module}.weight_scale": scales}
+        members = {f"{module}.weight_packed": pack_words(parts.codes, bits), f"{module}.weight_scale": scales}
         if parts.zeros is not None:
             zeros = parts.zeros.reshape(1) if scales.ndim == 1 else pack_words(parts.zeros.T, bits).T.contiguous()
-            found[f"{module}.weight_zero_point"] = zeros
-        return {**found, f"{module}.weight_shape": shape}
+            members[f"{module}.weight_zero_point"] = zeros
+        return {**members, f"{module}.weight_shape": shape}
 
     @override
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:
@@ -108,11 +108,11 @@ class CompressedTensors(ShardPacking):
             return 0
         (out, inputs), bits = spec.shape, int(chosen.element_bits)
         group, strategy = chosen.group_size, scheme.weights["strategy"]
-        found = 16 + out * _filling(inputs, bits)
+        nbytes = 16 + out * _filling(inputs, bits)
         if not scheme.weights["symmetric"]:
             groups = 1 if group is None else ceil(inputs / group)
-            found += (8 - bits) / 8 if strategy == "tensor" else groups * _filling(out, bits)
-        return round(found)
+            nbytes += (8 - bits) / 8 if strategy == "tensor" else groups * _filling(out, bits)
+        return round(nbytes)
 
     @override
     def settings(self, work: PackingWork) -> dict[str, Any]:
@@ -152,13 +152,13 @@ def _filling(count: int, bits: int) -> float:
 
 def _schemes(plan: Plan) -> dict[str, tuple[Scheme, list[str]]]:
     """Name of a format → its scheme and tensors; plain casts have none."""
-    found: dict[str, tuple[Scheme, list[str]]] = {}
+    schemes: dict[str, tuple[Scheme, list[str]]] = {}
     for decision in plan:
         chosen = decision.number_format
         scheme = scheme_of(chosen)
         if scheme is not None:
-            found.setdefault(chosen.name, (scheme, []))[1].append(decision.tensor)
-    return found
+            schemes.setdefault(chosen.name, (scheme, []))[1].append(decision.tensor)
+    return schemes
 
 
 def _group(scheme: Scheme, tensors: list[str]) -> dict[str, Any]:
@@ -200,10 +200,10 @@ def _dtype(schemes: dict[str, tuple[Scheme, list[str]]], checkpoint: Checkpoint)
 def _left(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     """Linear layers that stay as they are: servers ask for a word on every one."""
     packed = {tensor for _, tensors in _schemes(plan).values() for tensor in tensors}
-    found = {"lm_head"} if checkpoint.config.get("tie_word_embeddings") else set()
+    left = {"lm_head"} if checkpoint.config.get("tie_word_embeddings") else set()
     for name, spec in checkpoint.tensors.items():
         if name in packed or len(spec.shape) != 2 or not name.endswith(".weight"):
             continue
         if classify(name, 2, checkpoint.config).role not in _NO_LINEAR:
-            found.add(name.removesuffix(".weight"))
-    return sorted(found)
+            left.add(name.removesuffix(".weight"))
+    return sorted(left)

@@ -45,8 +45,8 @@ def gguf_name(name: str, config: Mapping[str, Any]) -> str | None:
     if suffix not in ("weight", "bias"):
         return None
     architecture = ARCHITECTURES[config["model_type"]]
-    found = _names(architecture, int(config["num_hidden_layers"])).get_name(stem)
-    return None if found is None else f"{found}.{suffix}"
+    mapped = _names(architecture, int(config["num_hidden_layers"])).get_name(stem)
+    return None if mapped is None else f"{mapped}.{suffix}"
 
 
 @lru_cache(maxsize=4)
@@ -85,10 +85,10 @@ def turned_back(rows: torch.Tensor, heads: int | None) -> torch.Tensor:
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_type`, `rope_theta`, `factor` and the like, wherever the config has them."""
-    found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    found.setdefault("rope_type", found.get("type", "default"))
-    found.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    return found
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    return rope
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
@@ -132,5 +132,5 @@ def rope_factors(config: Mapping[str, Any]) -> torch.Tensor | None:
     low, high, factor = (float(rope[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
     context = float(rope["original_max_position_embeddings"])
     smooth = ((context / lengths - low) / (high - low)).clamp(0, 1)  # 1 keeps a frequency, 0 divides it
-    found: torch.Tensor = (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
-    return found
+    factors: torch.Tensor = (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
+    return factors

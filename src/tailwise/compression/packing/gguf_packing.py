@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.writer import copy_settings
+from tailwise.checkpoints.copied_settings import copy_settings
 from tailwise.compression.packing import gguf_model as model
 from tailwise.compression.packing.gguf_tokenizer import add_tokenizer
 from tailwise.compression.packing.packing import Packing, PackingWork
@@ -31,7 +31,7 @@ class Gguf(Packing):
     name = "gguf"
     package, extra = "gguf", "gguf"
     loads = (
-        f"`{FILE}` is what llama.cpp runs. transformers loads it too, de-quantized: "
+        f"`{FILE}` is what llama.cpp runs. transformers loads it too, dequantized: "
         f'`AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}")`.'
     )
 
@@ -71,9 +71,9 @@ class Gguf(Packing):
 
     @override
     def stored_as(self, tensor: str, checkpoint: Checkpoint) -> str:
-        found = model.gguf_name(tensor, checkpoint.config)
-        assert found is not None  # noqa: S101 - `reasons` has looked
-        return found
+        name = model.gguf_name(tensor, checkpoint.config)
+        assert name is not None  # noqa: S101 - `reasons` has looked
+        return name
 
     @override
     def restored(self, values: torch.Tensor, tensor: str, checkpoint: Checkpoint) -> torch.Tensor:
@@ -145,8 +145,8 @@ def _stored(spec: TensorSpec, work: PackingWork, kind: str) -> torch.Tensor:
 
 def _vocabulary(checkpoint: Checkpoint) -> int:
     """Rows of the token embedding."""
-    found = (spec for name, spec in checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
-    spec = next(found, None)
+    embeddings = (spec for name, spec in checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
+    spec = next(embeddings, None)
     return int(checkpoint.config.get("vocab_size", 0)) if spec is None else spec.shape[0]
 
 
@@ -200,8 +200,8 @@ def to_bytes(values: torch.Tensor, kind: str, coded: Coded | None) -> torch.Tens
             return coded.grid.scales
         return _blocks(coded.parts, coded.format.name)
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
-    found = values.to(dtype).contiguous()
-    return (found if found.ndim > 1 else found[None]).view(torch.uint8)
+    cast = values.to(dtype).contiguous()
+    return (cast if cast.ndim > 1 else cast[None]).view(torch.uint8)
 
 
 def _blocks(parts: Parts, name: str) -> torch.Tensor:

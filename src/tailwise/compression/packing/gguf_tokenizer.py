@@ -96,7 +96,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json_of(read_text(path))
+        document = json_of(read_text(path))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"could not be read ({error})", where=path) from error
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tailwise.checkpoints.formats.gguf import GgufCheckpoint
 from tailwise.core.errors import UnreadableError
+from tailwise.core.optional import how_to_get
 
 PROGRAM = "llama-quantize"
 _SHOWN = 400  # characters of what it says where it fails
@@ -50,5 +51,5 @@ def quantized_by(
         raise UnreadableError(
             f"{PROGRAM} ended with {done.returncode}: {words}",
             where=source.uri,
-            fix="take a newer llama.cpp, or pip install 'tailwise[ggml]', with which it is not asked",
+            fix=f"take a newer llama.cpp, or install ggml, with which it is not asked: {how_to_get('ggml')}",
         )

@@ -16,7 +16,7 @@ from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.applied import Applied, Grids, Reached, relative_error
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -35,24 +35,24 @@ def coded_by(plan: Plan, checkpoint: Checkpoint, change: Change, grids: Grids) -
         decision = decisions.get(name)
         if decision is None:
             return None
-        found: torch.Tensor | None = change(name)
-        assert found is not None  # noqa: S101 - the plan names it
+        changed: torch.Tensor | None = change(name)
+        assert changed is not None  # noqa: S101 - the plan names it
         matrices = as_matrices(checkpoint.read(name), name, checkpoint.config)
         chosen = grids(decision, matrices)
-        return Coded(decision, found, chosen[0] if chosen else None)
+        return Coded(decision, changed, chosen[0] if chosen else None)
 
     return coded
 
 
 def packed(packing: Packing, work: PackingWork, folder: Path, done: Applied) -> Applied:
     """Write the model packed, read every tensor of the plan back, and say what the files take."""
-    said = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
+    notes = (*packing.notes(work.plan, work.checkpoint), *packing.write(work, folder))
     with open_checkpoint(_opened(folder)) as copy:
         tensors = read_back_packed(packing, work, copy)
     after = sum(path.stat().st_size for path in folder.iterdir() if path.name.endswith(_WEIGHTS))
     sizes = (_source_bytes(work.layout), after)
     return replace(
-        done, tensors=tensors, notes=(*done.notes, *said), packed=packing.name, loads=packing.loads, sizes=sizes
+        done, tensors=tensors, notes=(*done.notes, *notes), packed=packing.name, loads=packing.loads, sizes=sizes
     )
 
 
@@ -81,7 +81,7 @@ _REPORT = "this is an error of tailwise: report it with the plan"
 def read_back_packed(packing: Packing, work: PackingWork, written: Checkpoint) -> tuple[Reached, ...]:
     """Every tensor of the plan in the written files, decoded.
 
-    `UnreadableError` where a value is another than in the de-quantized checkpoint, or the bytes are not those that
+    `UnreadableError` where a value is another than in the dequantized checkpoint, or the bytes are not those that
     the plan counts and the layout adds.
     """
     real = claimed(written)
@@ -94,8 +94,8 @@ def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: s
     place = packing.stored_as(tensor, work.checkpoint)
     if place in written.unsupported:
         raise UnreadableError(f"cannot be read back: {written.unsupported[place]}", where=tensor)
-    found = packing.restored(written.read(place), tensor, work.checkpoint)
-    if not _same(found, coded):
+    restored = packing.restored(written.read(place), tensor, work.checkpoint)
+    if not _same(restored, coded):
         raise UnreadableError("decodes to other values than the operator chose", where=tensor, fix=_REPORT)
     return Reached(
         tensor,
@@ -103,18 +103,18 @@ def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: s
         bits_of(coded.decision),
         8 * _bytes(packing, coded, _nbytes(written, place), spec) / spec.numel,
         coded.format.name,
-        relative_error=relative_error(work.checkpoint.read(tensor), found),
+        relative_error=relative_error(work.checkpoint.read(tensor), restored),
     )
 
 
-def _same(found: torch.Tensor, coded: Coded) -> bool:
-    """Whether decoded values are those of the de-quantized checkpoint, in the coarser of their two dtypes."""
+def _same(restored: torch.Tensor, coded: Coded) -> bool:
+    """Whether decoded values are those of the dequantized checkpoint, in the coarser of their two dtypes."""
     import torch
 
     expected = coded.stored.to(torch.float32)
-    if torch.equal(found.to(torch.float32), expected) or torch.equal(found.to(coded.stored.dtype), coded.stored):
+    if torch.equal(restored.to(torch.float32), expected) or torch.equal(restored.to(coded.stored.dtype), coded.stored):
         return True
-    return coded.grid is not None and torch.equal(found, coded.grid.round(coded.stored).to(torch.bfloat16).float())
+    return coded.grid is not None and torch.equal(restored, coded.grid.round(coded.stored).to(torch.bfloat16).float())
 
 
 def _nbytes(written: Checkpoint, place: str) -> int:
@@ -123,11 +123,11 @@ def _nbytes(written: Checkpoint, place: str) -> int:
     return sum(files[name].nbytes for name in written.members.get(place, (place,)))
 
 
-def _bytes(packing: Packing, coded: Coded, found: int, spec: TensorSpec) -> int:
+def _bytes(packing: Packing, coded: Coded, nbytes: int, spec: TensorSpec) -> int:
     """The bytes that were found; `UnreadableError` where the plan counts others."""
     planned = coded.format.bits_per_weight(spec.shape[0], spec.shape[1]) * spec.numel / 8
     added = packing.overhead(coded.format, spec)
-    if abs(found - planned - added) >= 1:
-        what = f"takes {found} bytes in the file; the plan counts {planned:.0f}, and the layout adds {added}"
+    if abs(nbytes - planned - added) >= 1:
+        what = f"takes {nbytes} bytes in the file; the plan counts {planned:.0f}, and the layout adds {added}"
         raise UnreadableError(what, where=coded.decision.tensor, fix=_REPORT)
-    return found
+    return nbytes

@@ -17,9 +17,9 @@ from tailwise.compression.plans.bits import has_whole_groups
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.layer_matrices import is_transposed
+from tailwise.compression.treating.treated import is_transposed
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.number_formats.number_format import NumberFormat
 
 
@@ -81,17 +81,17 @@ def check_packing(packing: Packing, plan: Plan, checkpoint: Checkpoint) -> None:
     if absent:
         raise UsageError(
             f"packing for {packing.name} takes the package {absent[0]}",
-            fix=f"pip install 'tailwise[{packing.extra}]'",
+            fix=how_to_get(packing.extra),
         )
     for why in packing.reasons(checkpoint):
         raise UsageError(why, where=checkpoint.uri, fix="leave --packed out, or choose another packing")
-    found: dict[str, list[str]] = {}
+    troubles: dict[str, list[str]] = {}
     for decision in plan:
         reason = refusal(packing, decision, checkpoint)
         if reason is not None:
-            found.setdefault(reason, []).append(decision.tensor)
-    if found:
-        lines = [f"{reason}: {listed(names)}" for reason, names in found.items()]
+            troubles.setdefault(reason, []).append(decision.tensor)
+    if troubles:
+        lines = [f"{reason}: {listed(names)}" for reason, names in troubles.items()]
         raise UsageError(
             f"{packing.name} cannot pack what the plan asks for:\n  " + "\n  ".join(lines),
             fix=f"plan with {packing.instead()}, or apply without --packed",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import code_of
-from tailwise.checkpoints.writer import OutputLayout, Shard, copy_settings, pieces, write_index, write_shard
+from tailwise.checkpoints.checkpoint import TensorSpec, code_of
+from tailwise.checkpoints.copied_settings import copy_settings
+from tailwise.checkpoints.writer import OutputLayout, Shard, pieces, write_index, write_shard
 from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of, empty_parts
 from tailwise.compression.plans.decision import Decision
@@ -76,11 +76,11 @@ class _Writing:
         if decision is None:
             self._homes[spec.name] = spec.name
             return (spec,)
-        found = empty_members(self.packing, decision, spec)
-        self._homes |= dict.fromkeys(found, spec.name)
+        members = empty_members(self.packing, decision, spec)
+        self._homes |= dict.fromkeys(members, spec.name)
         return tuple(
             TensorSpec(name, code_of(value.dtype), tuple(value.shape), value.numel() * value.element_size())
-            for name, value in found.items()
+            for name, value in members.items()
         )
 
     def read(self, name: str) -> Iterable[torch.Tensor]:

@@ -8,7 +8,7 @@ from math import ceil
 import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.compression.plans.decision import Decision
 from tailwise.number_formats.casts import PlainCast
 from tailwise.number_formats.elements import Float8, Integer
@@ -34,7 +34,7 @@ class Coded:
     """One tensor of a plan as an operator left it."""
 
     decision: Decision
-    stored: torch.Tensor  # as the de-quantized checkpoint holds it, in shape and dtype of the source
+    stored: torch.Tensor  # as the dequantized checkpoint holds it, in shape and dtype of the source
     grid: ValueGrid | None  # None for a plain cast
 
     @property
@@ -74,8 +74,8 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def _codes(chosen: ScaledFormat) -> torch.dtype:
     if isinstance(chosen.element, Float8):
-        found: torch.dtype = getattr(torch, chosen.element.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, chosen.element.dtype)
+        return dtype
     return torch.int8 if isinstance(chosen.element, Integer) else torch.uint8
 
 

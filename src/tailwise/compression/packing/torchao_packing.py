@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.roles import classify
 from tailwise.compression.packing.bit_streams import pack_bits
 from tailwise.compression.packing.packing import PackingWork
@@ -71,20 +71,20 @@ class TorchAo(ShardPacking):
     @override
     def members(self, spec: TensorSpec, chosen: NumberFormat, parts: Parts) -> Members:
         assert isinstance(chosen, ScaledFormat)  # noqa: S101 - `refuses` has let no other through
-        found, _ = _flattened(spec, chosen, parts)
-        return found
+        stored, _ = _flattened(spec, chosen, parts)
+        return stored
 
     @override
     def metadata(self, work: PackingWork) -> Mapping[str, str]:
         """The class of every tensor, in every file, since only their union is read."""
         decisions = {decision.tensor: decision.number_format for decision in work.plan}
         names = [spec.name for shard in work.layout.shards for spec in shard.specs]
-        found = dict.fromkeys(names, json.dumps({"_type": "Tensor"}))
+        kinds = dict.fromkeys(names, json.dumps({"_type": "Tensor"}))
         for name, chosen in decisions.items():
             if isinstance(chosen, ScaledFormat):
                 spec = work.checkpoint.tensors[name]
-                found[name] = _flattened(spec, chosen, empty_parts(chosen, spec))[1]
-        return {**found, "tensor_names": json.dumps(names)}
+                kinds[name] = _flattened(spec, chosen, empty_parts(chosen, spec))[1]
+        return {**kinds, "tensor_names": json.dumps(names)}
 
     @override
     def overhead(self, chosen: NumberFormat, spec: TensorSpec) -> int:
@@ -142,10 +142,10 @@ def _flattened(spec: TensorSpec, chosen: ScaledFormat, parts: Parts) -> tuple[Me
         warnings.simplefilter("ignore")
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-        found, facts = flatten_tensor_state_dict({spec.name: _made(spec, chosen, parts)})
+        members, metadata = flatten_tensor_state_dict({spec.name: _made(spec, chosen, parts)})
     # The codes first, as `Checkpoint.members` has them.
-    ordered = sorted(found, key=lambda name: not name.endswith("_qdata"))
-    return {name: found[name].contiguous() for name in ordered}, facts[spec.name]
+    ordered = sorted(members, key=lambda name: not name.endswith("_qdata"))
+    return {name: members[name].contiguous() for name in ordered}, metadata[spec.name]
 
 
 def _made(spec: TensorSpec, chosen: ScaledFormat, parts: Parts) -> Any:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.checkpoint import DTYPE_BITS
 from tailwise.checkpoints.orientation import is_stored_in_out
-from tailwise.compression.plans.packed_rows import tensor_of
 from tailwise.number_formats.formats import parse_format
 from tailwise.number_formats.number_format import NumberFormat
 
@@ -17,6 +16,21 @@ if TYPE_CHECKING:
     from tailwise.compression.plans.candidates import Candidate
     from tailwise.compression.plans.decision import Decision
     from tailwise.compression.plans.entries import Entries
+
+
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+def is_packed(row: LayerRow) -> bool:
+    """Whether a row is of codes and scales, not of several real tensors."""
+    return len(row.tensors) > 1 and row.kind != "lora" and row.dtype not in _PLAIN
+
+
+def tensor_of(row: LayerRow) -> str:
+    """The stored tensor of a row; of a packed weight, the name that it has once it is dequantized."""
+    if is_packed(row):
+        return f"{row.name.partition('#')[0].partition('[')[0]}.weight"
+    return row.tensors[0] if row.tensors else row.name
 
 
 def shape_of(item: Candidate, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -57,8 +71,8 @@ def has_whole_groups(chosen: NumberFormat, shape: tuple[int, ...]) -> bool:
 
 def bits_per_weight(chosen: str | NumberFormat, shape: tuple[int, ...]) -> float:
     """Stored bits over entries, scales and zero points counted, of (out, in) or (count, out, in)."""
-    found = parse_format(chosen) if isinstance(chosen, str) else chosen
-    return found.bits_per_weight(shape[-2], shape[-1])
+    number_format = parse_format(chosen) if isinstance(chosen, str) else chosen
+    return number_format.bits_per_weight(shape[-2], shape[-1])
 
 
 def bits_of(decision: Decision) -> float:
@@ -69,9 +83,9 @@ def bits_of(decision: Decision) -> float:
 
 def mean_bits(decisions: Iterable[Decision]) -> float:
     """Σ bits·d / Σ d, d the parameters; 0 where there are none."""
-    found = [(decision.n_params, bits_of(decision)) for decision in decisions]
-    total = sum(size for size, _ in found)
-    return sum(size * bits for size, bits in found) / total if total else 0.0
+    weighted = [(decision.n_params, bits_of(decision)) for decision in decisions]
+    total = sum(size for size, _ in weighted)
+    return sum(size * bits for size, bits in weighted) / total if total else 0.0
 
 
 def kept_bytes(audit: Audit, planned: Iterable[str]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields
 
 #: Most of a tensor that a plan may take: what is left must still be a matrix.
 MOST = 0.99
@@ -32,6 +33,8 @@ class Budget:
     unit: Unit = "share"
 
     def __post_init__(self) -> None:
+        # What is not finite cannot be met, which is told below.
+        check_fields(self, but=("amount",) if isinstance(self.amount, float) else ())
         if self.unit != "share":
             if not math.isfinite(self.amount) or self.amount <= 0:
                 raise UsageError(f"a budget of {self.amount:g} cannot be met", fix="give a number above 0")

@@ -13,11 +13,12 @@ from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import doubt, value_of
 from tailwise.checkpoints.beside import TOWERS, tower_beside
 from tailwise.checkpoints.orientation import INPUTS, OUTPUTS
-from tailwise.compression.plans.packed_rows import is_packed, tensor_of
+from tailwise.compression.plans.bits import is_packed, tensor_of
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.site import Site
 from tailwise.core.errors import AS_NUMBERS, UsageError, unknown_name
 from tailwise.core.recipe import Recipe
+from tailwise.core.validation import check_fields
 from tailwise.spectrum.metrics.facts import fit
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.trust import SEARCHED, doubt_of_tail, resolved, unit_of
@@ -77,6 +78,9 @@ class TensorChoice:
     layers: str | None = None  # regular expression, searched in the tensor's name
     also: tuple[str, ...] = ()  # roles of LEFT_OUT, and towers beside the text, to take all the same
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def candidates(
     audit: Audit, choice: TensorChoice, estimator: str | None, *, packed: bool = False
@@ -85,7 +89,7 @@ def candidates(
 
     Matrices of one tensor become one candidate whose metrics are the means weighted by parameters. α is that of
     `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
-    `packed`, weights of codes and scales are candidates too, by the names that they have once they are de-quantized.
+    `packed`, weights of codes and scales are candidates too, by the names that they have once they are dequantized.
     """
     _check_roles(audit, (*choice.roles, *(name for name in choice.also if name not in TOWERS)))
     pattern = _compiled(choice.layers)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cast(Treatment):
     """Values are rounded to those of a number format."""
 
@@ -58,8 +58,10 @@ class Cast(Treatment):
 
     def bits(self, shape: tuple[int, ...]) -> float:
         """Stored bits per weight, scales counted, of (out, in) or (count, out, in); nominal where it is unknown."""
-        found = self.number_format
-        return found.bits_per_weight(shape[-2], shape[-1]) if len(shape) in (2, 3) else found.element_bits
+        number_format = self.number_format
+        return (
+            number_format.bits_per_weight(shape[-2], shape[-1]) if len(shape) in (2, 3) else number_format.element_bits
+        )
 
     def price(self, site: Site) -> float:
         """Stored bits."""
@@ -82,18 +84,18 @@ class Cast(Treatment):
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
 
-    def reached(self, site: Site, found: Matrices) -> float:
+    def reached(self, site: Site, matrices: Matrices) -> float:
         """Bits per weight. `UnreadableError` where an entry is no value of the format.
 
         An entry is one if rounding it to the scales that were chosen, and to the dtype that it is stored in, gives it
         again.
         """
-        if not self._holds(found):
+        if not self._holds(matrices):
             raise UnreadableError(f"holds values that {self.number_format.name} has not", where=site.tensor, fix=REPORT)
-        return self.number_format.bits_per_weight(found.after.shape[1], found.after.shape[2])
+        return self.number_format.bits_per_weight(matrices.after.shape[1], matrices.after.shape[2])
 
-    def _holds(self, found: Matrices) -> bool:
-        after, grids = found.after, found.grids
+    def _holds(self, weights: Matrices) -> bool:
+        after, grids = weights.after, weights.grids
         if grids is None:
             chosen = self.number_format
             return all(chosen.quantize(W).values.to(W.dtype).equal(W) for W in after)
@@ -107,7 +109,7 @@ class Cast(Treatment):
         return self.to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Then(Treatment):
     """One after the other: the second sees what the first left, and keeps its zeros."""
 
@@ -163,13 +165,13 @@ class Then(Treatment):
         if how.then is None:
             raise UsageError("two treatments take two operators")
         between = self.first.do(W, how, seen)
-        found = self.second.do(between.weight.to(W.dtype), replace(how.then, keep_zeros=True), seen)
-        return replace(found, kept=between.kept)
+        treated = self.second.do(between.weight.to(W.dtype), replace(how.then, keep_zeros=True), seen)
+        return replace(treated, kept=between.kept)
 
-    def reached(self, site: Site, found: Matrices) -> float:
+    def reached(self, site: Site, matrices: Matrices) -> float:
         """Of the second; the zeros of the first are looked at too."""
-        self.first.reached(site, found)
-        return self.second.reached(site, found)
+        self.first.reached(site, matrices)
+        return self.second.reached(site, matrices)
 
     @override
     def words(self) -> str:

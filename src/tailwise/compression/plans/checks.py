@@ -104,11 +104,11 @@ def _blocks(plan: Entries) -> Iterator[str]:
 
 def _experts(plan: Entries) -> Iterator[str]:
     """An expert goes with all its entries, and out of every stack of its mixture alike."""
-    found: dict[str, list[Decision]] = {}
+    experts: dict[str, list[Decision]] = {}
     for decision in plan:
         if decision.role.startswith("expert_"):
-            found.setdefault(mixture_of(decision.tensor), []).append(decision)
-    for name, members in found.items():
+            experts.setdefault(mixture_of(decision.tensor), []).append(decision)
+    for name, members in experts.items():
         for decision in members:
             if decision.treatment.whole != members[0].treatment.whole or decision.experts != members[0].experts:
                 yield (
@@ -157,16 +157,16 @@ def _step(decision: Decision) -> float:
 
 def misfits(plan: Entries, sizes: Mapping[str, int], fingerprint: str | None = None) -> tuple[str, ...]:
     """Why the plan does not fit a model with tensors of these sizes; empty where it does."""
-    found: list[str] = []
+    troubles: list[str] = []
     if fingerprint is not None and plan.fingerprint and fingerprint != plan.fingerprint:
-        found.append(
+        troubles.append(
             f"the weights are others than those of the plan's audit ({plan.fingerprint[:12]}… against "
             f"{fingerprint[:12]}…), or another selection of them was audited"
         )
     for decision in plan:
         if decision.tensor not in sizes:
             near = difflib.get_close_matches(decision.tensor, sizes, n=1, cutoff=0.8)
-            found.append(f"there is no tensor {decision.tensor}" + (f"; did you mean {near[0]}?" if near else ""))
+            troubles.append(f"there is no tensor {decision.tensor}" + (f"; did you mean {near[0]}?" if near else ""))
         elif sizes[decision.tensor] != decision.n_params:
-            found.append(f"{decision.tensor} has {sizes[decision.tensor]} parameters, not {decision.n_params}")
-    return tuple(found)
+            troubles.append(f"{decision.tensor} has {sizes[decision.tensor]} parameters, not {decision.n_params}")
+    return tuple(troubles)

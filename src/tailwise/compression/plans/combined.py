@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tailwise.compression.operators.registered import operator_of, operators_that
+from tailwise.compression.operators.registered import OPERATORS, operator_of, operators_that
 from tailwise.compression.plans.casting import Then
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.entries import BOTH, Entries, Part
+from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.core.errors import UsageError
 
 P = TypeVar("P", bound=Entries)
@@ -85,5 +86,19 @@ def part_of(plan: P, kind: Part) -> P:
 
 
 def _inner(held: Mapping[str, Any], kind: Part) -> dict[str, Any]:
-    found = held.get(kind)
-    return dict(found) if isinstance(found, Mapping) else {}
+    inner = held.get(kind)
+    return dict(inner) if isinstance(inner, Mapping) else {}
+
+
+def how_of(plan: Entries, *, text: bool = False) -> TreatmentSettings:
+    """The operator and what a plan says once for all entries; of a plan that does both, one after the other.
+
+    With calibration `text`, low rank is chosen by what the inputs of each layer see.
+    """
+    if plan.is_both:
+        first, then = (how_of(part_of(plan, kind), text=text) for kind in ("prune", "quantize"))
+        return replace(first, then=replace(then, keep_zeros=True))
+    operator = OPERATORS[plan.operator]
+    if text and operator.with_text:
+        operator = OPERATORS[operator.with_text]
+    return TreatmentSettings(operator, plan.settings.get("act_order") is True)

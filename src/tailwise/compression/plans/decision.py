@@ -12,14 +12,15 @@ from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Structured
 from tailwise.compression.plans.treatment import Treatment
 from tailwise.core.errors import UsageError
+from tailwise.core.shown import Brief
 from tailwise.number_formats.number_format import NumberFormat
 
 _OF_SITE = ("tensor", "matrix", "role", "block", "n_params", "shape")
 _OF_TREATMENT = ("sparsity", "pattern", "rank", "format", "experts")
 
 
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, repr=False, slots=True)
+class Decision(Brief):
     """What is done to one site, and why."""
 
     site: Site

@@ -76,10 +76,10 @@ def diff(before: Entries, after: Entries) -> PlanDiff:
 
 
 def _changes(old: Decision, new: Decision) -> list[FieldChange]:
-    found = []
+    changes = []
     for name in _FIELDS:
         first, second = getattr(old, name), getattr(new, name)
         near = isinstance(first, float) and isinstance(second, float) and abs(first - second) <= 1e-9
         if first != second and not near:
-            found.append(FieldChange(old.tensor, name, first, second))
-    return found
+            changes.append(FieldChange(old.tensor, name, first, second))
+    return changes

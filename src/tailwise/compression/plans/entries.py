@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from tailwise.compression.plans.decision import Decision
 from tailwise.core.errors import unknown_name
+from tailwise.core.shown import Brief
 
 Part = Literal["prune", "quantize"]
 Kind = Literal["prune", "quantize", "prune+quantize"]
@@ -16,8 +17,8 @@ BOTH: Kind = "prune+quantize"
 PARTS: tuple[Part, ...] = ("prune", "quantize")
 
 
-@dataclass(frozen=True)
-class Entries:
+@dataclass(frozen=True, repr=False)
+class Entries(Brief):
     """How a model is compressed, tensor by tensor. Made by an allocator, edited by people, applied by an operator."""
 
     kind: Kind
@@ -76,3 +77,6 @@ class Entries:
     def replace(self, **changes: Any) -> Self:
         """The same plan with some fields changed."""
         return replace(self, **changes)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [decision.tensor for decision in self.decisions]

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.decision import Decision, entry
+from tailwise.compression.plans.documents import from_json, from_yaml, yaml_package
 from tailwise.compression.plans.entries import Entries
 from tailwise.compression.plans.patterns import EXPERTS, UNSTRUCTURED
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.harmless import LONGEST_TEXT
 from tailwise.core.storage import get, is_text, is_url, read_text
+from tailwise.core.uncollected import without_collections
 
 P = TypeVar("P", bound=Entries)
 
 FORMAT = 1
 SUFFIXES = (".json", ".yaml", ".yml")
 _VERSION = "tailwise_plan"
-_MOST_VALUES = 1 << 23
 _HEAD = ("kind", "operator", "allocator", "settings", "model", "fingerprint", "budget", "notes", "tried")
 _ENTRY = ("matrix", "role", "block", "shape", "parameters", "sparsity", "pattern", "experts", "rank", "format",
           "metrics",           "reason")  # fmt: skip
@@ -48,7 +49,7 @@ def to_text(plan: Entries) -> str:
 
 def to_yaml(plan: Entries) -> str:
     """The plan as YAML."""
-    text: str = _yaml().safe_dump(
+    text: str = yaml_package().safe_dump(
         to_document(plan), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
     )
     return text
@@ -64,7 +65,7 @@ def to_document(plan: Entries) -> dict[str, Any]:
 
 
 def _entry(decision: Decision) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "matrix": decision.matrix,
         "role": decision.role,
         "block": decision.block,
@@ -79,9 +80,9 @@ def _entry(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
     }
     if decision.sparsity is None:  # a quantization plan
-        del found["pattern"]
+        del entry["pattern"]
     optional = ("shape", "sparsity", "experts", "rank", "format", "metrics")
-    return {name: value for name, value in found.items() if name not in optional or value not in (None, [], {})}
+    return {name: value for name, value in entry.items() if name not in optional or value not in (None, [], {})}
 
 
 def load(path: str | Path, of: type[P]) -> P:
@@ -97,14 +98,16 @@ def load(path: str | Path, of: type[P]) -> P:
         detail = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UnreadableError(f"is not a readable plan ({detail})", where=source) from error
     check_suffix(source)
-    document = _from_json(text, source) if source.suffix == ".json" else _from_yaml(text, source)
-    plan = from_document(document, of, source)
-    if plan.settings.get("clamp") is not False:
-        try:
-            validate(plan)
-        except UsageError as error:
-            raise UsageError(error.what, where=source, fix=error.fix) from None
-    return plan
+    with without_collections():
+        document = from_json(text, source) if source.suffix == ".json" else from_yaml(text, source)
+        del text
+        plan = from_document(document, of, source)
+        if plan.settings.get("clamp") is not False:
+            try:
+                validate(plan)
+            except UsageError as error:
+                raise UsageError(error.what, where=source, fix=error.fix) from None
+        return plan
 
 
 def from_document(document: Any, of: type[P], where: object = None) -> P:
@@ -130,6 +133,7 @@ def from_document(document: Any, of: type[P], where: object = None) -> P:
         if name in document and not isinstance(document[name], kind):
             raise UsageError(f"{name} is {document[name]!r}", where=where, fix="leave it as tailwise wrote it")
     _check_plain(document, where)
+    _check_lengths({name: document.get(name) for name, kind in types.items() if kind is str}, where)
     for name in ("kind", "operator"):
         if name not in document:
             raise UsageError(f"has no {name}", where=where, fix=f"{name}: {'prune' if name == 'kind' else 'wanda'}")
@@ -162,9 +166,9 @@ def _check_text(document: Any, where: object) -> None:
 def _check_plain(document: Mapping[str, Any], where: object) -> None:
     """`UsageError` where what only people read would not go into a file again."""
     for name, item in (("notes", str), ("tried", Mapping)):
-        found = document.get(name, ())
-        if isinstance(found, str) or not all(isinstance(value, item) for value in found):
-            raise UsageError(f"{name} is {found!r}", where=where, fix="leave it as tailwise wrote it")
+        items = document.get(name, ())
+        if isinstance(items, str) or not all(isinstance(value, item) for value in items):
+            raise UsageError(f"{name} is {items!r}", where=where, fix="leave it as tailwise wrote it")
     for name in ("settings", "budget", "tried"):
         try:
             json.dumps(document.get(name), allow_nan=False)
@@ -176,16 +180,26 @@ def _check_plain(document: Mapping[str, Any], where: object) -> None:
             ) from error
 
 
+def _check_lengths(fields: Mapping[str, Any], where: object) -> None:
+    for name, value in fields.items():
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise UsageError(
+                f"{name} is a text of {len(value)} signs", where=where, fix="leave it as tailwise wrote it"
+            )
+
+
 def _takes_units(operator: str) -> bool:
     """Whether an operator takes heads and neurons out, and not single entries."""
     return operator in OPERATORS and OPERATORS[operator].work is None
 
 
 def _decision(tensor: str, fields: Any, where: object, units: bool) -> Decision:
+    _check_lengths({"the name of a tensor": tensor}, where)
     place = tensor if where is None else f"{where}: {tensor}"
     if not isinstance(fields, Mapping):
         raise UsageError(f"is {fields!r}", where=place, fix="give the fields of an entry, such as sparsity: 0.7")
     _known(fields, _ENTRY, place)
+    _check_lengths(fields, place)
     if "parameters" not in fields:
         raise UsageError("has no parameters", where=place, fix="parameters: the number of entries of the tensor")
     shape = fields.get("shape", ())
@@ -220,81 +234,3 @@ def _known(given: Mapping[Any, Any], known: Sequence[str], where: object) -> Non
         if name not in known:
             error = unknown_name("field", str(name), known)
             raise UsageError(error.what, where=where, fix=error.fix)
-
-
-def _from_json(text: str, where: Path) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for name, value in items:
-            if name in seen:
-                raise UsageError(f"{name!r} is there twice", where=where, fix="keep one of the two")
-            seen[name] = value
-        return seen
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"is no JSON: {error.msg}", where=f"{where}, line {error.lineno}, column {error.colno}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise UsageError(f"is no plan in JSON ({error})", where=where) from error
-
-
-def _from_yaml(text: str, where: Path) -> Any:
-    yaml = _yaml()
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_twins(root, yaml, where, set())
-        if root is not None:
-            _extent(root, yaml, {})
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
-        raise UsageError(f"is no YAML: {getattr(error, 'problem', None) or error}", where=place) from error
-    except (ValueError, RecursionError) as error:  # as for JSON; an impossible date is a ValueError too
-        raise UsageError(f"is no plan in YAML ({error})", where=where) from error
-
-
-def _refuse_twins(node: Any, yaml: Any, where: Path, seen_nodes: set[int]) -> None:
-    """YAML readers keep the last of two equal keys without a word."""
-    if id(node) in seen_nodes:  # an alias: it may stand in many places, or within itself
-        return
-    seen_nodes.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise UsageError(f"{name!r} is there twice", where=f"{where}, line {line}", fix="keep one of the two")
-            seen.add(name)
-            _refuse_twins(value, yaml, where, seen_nodes)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twins(item, yaml, where, seen_nodes)
-
-
-def _extent(node: Any, yaml: Any, sizes: dict[int, int]) -> int:
-    """How many values a node stands for; aliases of aliases double at each level. `ValueError` for too many."""
-    known = sizes.get(id(node))
-    if known == 0:
-        raise ValueError("an alias stands within itself")
-    if known is not None:
-        return known
-    sizes[id(node)] = 0
-    children = node.value if isinstance(node, yaml.SequenceNode) else []
-    if isinstance(node, yaml.MappingNode):
-        children = [part for pair in node.value for part in pair]
-    sizes[id(node)] = size = 1 + sum(_extent(child, yaml, sizes) for child in children)
-    if size > _MOST_VALUES:
-        raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values")
-    return size
-
-
-def _yaml() -> Any:
-    try:
-        return import_module("yaml")
-    except ImportError as error:
-        raise UsageError("plans in YAML need PyYAML", fix="pip install pyyaml, or use a .json file") from error

@@ -42,22 +42,22 @@ def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N,
     Together are query, key and value of one attention, gate and up of one feed-forward, and all routed experts of a
     block; with `per_expert` the projections of one expert.
     """
-    found: dict[str, list[N]] = {}
+    groups: dict[str, list[N]] = {}
     for item in items:
-        found.setdefault(_key(item, per_expert), []).append(item)
-    return {name: tuple(members) for name, members in found.items()}
+        groups.setdefault(_key(item, per_expert), []).append(item)
+    return {name: tuple(members) for name, members in groups.items()}
 
 
 def expert_of(tensor: str) -> tuple[str, int] | None:
     """(mixture, number) of the expert that a tensor is of by its name; None where it holds several, or none."""
-    found = _OF_EXPERT.match(tensor)
-    return None if found is None else (found["mixture"], int(found["number"]))
+    match = _OF_EXPERT.match(tensor)
+    return None if match is None else (match["mixture"], int(match["number"]))
 
 
 def mixture_of(tensor: str) -> str:
     """What must go together with an expert's tensor: the expert, or the mixture whose stacks it is among."""
-    found = _OF_EXPERT.match(tensor)
-    return tensor.rpartition(".")[0] if found is None else found[0]
+    match = _OF_EXPERT.match(tensor)
+    return tensor.rpartition(".")[0] if match is None else match[0]
 
 
 def _key(item: NamedTensor, per_expert: bool) -> str:

@@ -41,10 +41,10 @@ def parse_pattern(text: str, *, mixed: bool = True) -> Pattern:
     """`unstructured`, `2:4`, and with `mixed` also `N:8`. `UsageError` for anything else."""
     if text == UNSTRUCTURED:
         return Pattern()
-    found = _FORM.fullmatch(text)
-    if found is None or (found[1] == "N" and not mixed):
+    match = _FORM.fullmatch(text)
+    if match is None or (match[1] == "N" and not mixed):
         raise UsageError(f"there is no pattern {text!r}", fix=_FIX)
-    kept, group = None if found[1] == "N" else int(found[1]), int(found[2])
-    if group < 2 or (kept is not None and not 1 <= kept < group):
+    n, group = None if match[1] == "N" else int(match[1]), int(match[2])
+    if group < 2 or (n is not None and not 1 <= n < group):
         raise UsageError(f"the pattern {text!r} keeps nothing, or everything", fix=_FIX)
-    return Pattern(kept, group)
+    return Pattern(n, group)

@@ -12,11 +12,25 @@ from tailwise.compression.plans.bits import mean_bits
 from tailwise.compression.plans.combined import part_of
 from tailwise.compression.plans.diff import PlanDiff, diff
 from tailwise.compression.plans.entries import PARTS, Entries, Part
+from tailwise.core.shown import Shown, brief
+from tailwise.core.validation import checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Entries):
-    """Entries, and what is done with them: files, checks, comparison."""
+    """Entries, and what is done with them: files, checks, comparison.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> weights = {f"model.layers.{i}.mlp.up_proj.weight": noise.standard_normal((256, 128)) for i in range(3)}
+    >>> audit = tw.audit(weights, use_cache=False)
+    >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5))
+    >>> path = plan.save("plan.json")
+    >>> tw.plans.Plan.load(path) == plan
+    True
+    >>> plan["model.layers.1.mlp.up_proj.weight"].sparsity
+    0.5
+    """
 
     @property
     def amount_words(self) -> str:
@@ -34,11 +48,13 @@ class Plan(Entries):
         """What is done one after the other: itself, or what it prunes and what it then quantizes."""
         return tuple(self.part(kind) for kind in PARTS) if self.is_both else (self,)
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write JSON or YAML, by the suffix (.json, .yaml, .yml). Whole or not at all."""
         return files.save(self, path)
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> Plan:
         """Read and check a plan. `UsageError` for a bad edit, `UnreadableError` where there is no such file."""
         return files.load(path, Plan)
@@ -66,3 +82,14 @@ class Plan(Entries):
     def diff(self, other: Plan) -> PlanDiff:
         """What `other` does differently."""
         return diff(self, other)
+
+    def __repr__(self) -> str:
+        what = f"{self.kind}, {self.operator}, {self.allocator}"
+        return f"Plan({brief(self.model)}: {what}; {len(self)} tensors, {self.amount_words})"
+
+    def _shown(self) -> Shown:
+        rows = [
+            (one.tensor, one.role, one.n_params, one.format if one.format is not None else one.sparsity, one.reason)
+            for one in self
+        ]
+        return Shown(repr(self), ("tensor", "role", "parameters", "amount", "why"), rows, "`to_json()`", self.notes)

@@ -48,5 +48,5 @@ def scheme_of(chosen: NumberFormat) -> Scheme | None:
 
 
 def _args(bits: int, kind: str, strategy: str, group: int | None, *, symmetric: bool = True) -> dict[str, Any]:
-    found = {"num_bits": bits, "type": kind, "symmetric": symmetric, "strategy": strategy, "group_size": group}
-    return {**found, "dynamic": False}
+    arguments = {"num_bits": bits, "type": kind, "symmetric": symmetric, "strategy": strategy, "group_size": group}
+    return {**arguments, "dynamic": False}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ROUNDING = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 1e-5, "float64": 1e-5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Taking(Treatment):
     """What takes parameters away."""
 
@@ -84,9 +84,9 @@ class _Taking(Treatment):
         if not is_whole(rank) or (rank or 0) < 1 or (most is not None and (rank or 0) > most):
             yield f"rank is {rank!r}; it is a whole number from 1" + (f" to {most}" if most else "")
 
-    def reached(self, site: Site, found: Matrices) -> float:
+    def reached(self, site: Site, matrices: Matrices) -> float:
         """The fraction that is zero. Rows may keep up to one entry more, since they are whole entries."""
-        after, asked = found.after, self.sparsity or 0.0
+        after, asked = matrices.after, self.sparsity or 0.0
         zeros = after.numel() - int(after.count_nonzero())
         share = zeros / max(after.numel(), 1)
         if share < asked - 1.0 / after.shape[2] - 1.0 / after.numel() or not self._has_pattern(after):
@@ -104,7 +104,7 @@ class _Taking(Treatment):
         return int((after.reshape(-1, pattern.group) != 0).sum(dim=1).max()) <= pattern.kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sparsify(_Taking):
     """Entries are set to zero: anywhere, or all but N of each M along the inputs."""
 
@@ -146,7 +146,7 @@ class Sparsify(_Taking):
         return self.nm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LowRank(_Taking):
     """W ≈ A·B of a rank; stored as the product, or in two factors. Of stacked experts each matrix by itself."""
 
@@ -173,23 +173,23 @@ class LowRank(_Taking):
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
         return operator_for(how, seen)(W, Amount(self.share or 0.0, rank=self.of), seen)
 
-    def reached(self, site: Site, found: Matrices) -> float:
+    def reached(self, site: Site, matrices: Matrices) -> float:
         """What the factors save. `UnreadableError` where the matrix has more directions than its rank."""
-        rank, dtype = self.of or 0, str(found.after.dtype).removeprefix("torch.")
+        rank, dtype = self.of or 0, str(matrices.after.dtype).removeprefix("torch.")
         beyond = 0.0
-        for W in found.after:
+        for W in matrices.after:
             sigma = np.linalg.svd(W.float().numpy(), compute_uv=False)
             beyond = max(beyond, float(np.linalg.norm(sigma[rank:])) / max(float(np.linalg.norm(sigma)), 1e-30))
         if beyond > _ROUNDING.get(dtype, 1e-2):
             raise UnreadableError(f"has {beyond:.1%} of its norm beyond rank {rank}", where=site.tensor, fix=REPORT)
-        return saved_by_rank(rank, *found.after.shape[1:])
+        return saved_by_rank(rank, *matrices.after.shape[1:])
 
     @override
     def words(self) -> str:
         return f"rank {self.of}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Structured(_Taking):
     """Heads or neurons go, through all the tensors of the block that hold them."""
 
@@ -207,7 +207,7 @@ class Structured(_Taking):
         return UNSTRUCTURED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Drop(_Taking):
     """The whole block of the site goes."""
 
@@ -244,7 +244,7 @@ class Drop(_Taking):
         return BLOCK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DropExperts(_Taking):
     """Whole experts of a mixture go: the one that the site is a part of, or `of` those that it stacks."""
 

@@ -135,7 +135,7 @@ class Treatment(ABC):
         """Work on one matrix (out × in). Without inputs, by the operator that stands in for one that looks at them."""
 
     @abstractmethod
-    def reached(self, site: Site, found: Matrices) -> float:
+    def reached(self, site: Site, matrices: Matrices) -> float:
         """What a written tensor comes to: the fraction that went, or bits per weight.
 
         `UnreadableError` where it holds less than was asked.

@@ -45,12 +45,12 @@ def rounded(steps: Vector, units: Vector, limits: tuple[Vector | float, Vector |
     rest = np.clip(inside - low, 0.0, None)
     groups = {unit: np.flatnonzero((units == unit) & may_rise) for unit in np.unique(units[may_rise])}
     ups = _ups(groups, rest, float((steps - low) @ units))
-    found = low.astype(np.int64)
+    counts = low.astype(np.int64)
     for unit, members in groups.items():
         turn = np.argsort(np.argsort(places[members])) * _GOLDEN % 1.0
         order = members[np.lexsort((turn, -np.round(rest[members], 9)))]
-        found[order[: ups[unit]]] += 1
-    return found
+        counts[order[: ups[unit]]] += 1
+    return counts
 
 
 def _ups(groups: Mapping[float, Whole], rest: Vector, goal: float) -> dict[float, int]:

@@ -14,8 +14,10 @@ from torch.nn.functional import cross_entropy
 from tailwise.checkpoints.draft import Draft, check_space
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import layout_of, write_checkpoint
+from tailwise.compression.recovery.control import ControlRun
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
+from tailwise.compression.recovery.time_budget import TimeBudget
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.classify import task_scores_of
@@ -23,7 +25,7 @@ from tailwise.models.evaluation.images import Images, image_losses, images_of, l
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Shares of the images that quality is measured on, and that the best state is chosen by.
 _HELD_OUT, _GUARD = 0.2, 0.1
@@ -59,41 +61,106 @@ class PictureTrainer(Trainer):
         return self.images.pixels[places], self.images.labels[places]
 
 
-def recover_pictures(name: str, source: Any, target: Path, options: Any, say: Say | None) -> Recovered:
+def recover_pictures(
+    name: str, source: Any, target: Path, options: Any, clock: tuple[TimeBudget, Say | None]
+) -> Recovered:
     """`recover` of an image classifier: `source` is what `images_of` takes, with classes. Raises `UsageError`."""
     if options.method != "masked":
         raise UsageError("an image classifier is recovered by its own weights", fix="use --method masked")
-    loaded = load_classifier(name, device=options.device)
+    budget = clock[0]
+    loaded, budget.reading = budget.timed(lambda: load_classifier(name, device=options.device))
     images = images_of(source, name, loaded.module.config)
     if images.labels is None:
         raise UsageError("nobody says what the images show", where=images.name, fix="give a folder for each class")
-    train, guard, held_out = _divided(images, options.seed)
+    work = _Pictures(images, _divided(images, options.seed), options, clock)
     model = loaded.module
-    before = _scores(model, name, images, held_out)
+    before, budget.scoring = budget.timed(lambda: work.scores(model, name))
+    dense = None if options.control is None else work.dense(options.control)
     zeros = facts_of(name).block_sparsity
     with open_checkpoint(name) as checkpoint:
         layout = layout_of(checkpoint, name)
         check_space(target, layout.nbytes + (1 << 20))
+        budget.know_size(layout.nbytes)
         places = places_in(model, checkpoint)
         masks, moving = masks_in(model, checkpoint, places), trainable(model, checkpoint, places)
         width = max(value.shape[-1] for value in model.parameters() if value.ndim == 2)
         lr = options.lr or _RATE / width
         kept = {key: mask for key, mask in masks.items() if key in moving}
-        course = Course(options.steps, lr, max(options.batch, 16), 1, options.seed, options.seconds)
-        training = PictureTrainer(model, moving, kept, train, guard, say, images).run(course)
+        seconds = budget.for_training(written=True)
+        course = Course(options.steps, lr, max(options.batch, 16), 1, options.seed, seconds)
+        training = work.trainer(model, moving, kept, ("", 0.0, budget.weight)).run(course)
         with Draft(target, force=options.force) as draft:
             write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, moving, masks))
             again = load_classifier(str(draft.folder), device=options.device)
-            after = _scores(again.module, str(target), images, held_out)
+            compared = compare_scores(work.scores(again.module, str(target)), before, seed=options.seed)
+            control = None if dense is None else dense.beside(training, course, compared, budget.until)
+            trained = training.seconds + (0.0 if control is None else control.training.seconds)
+            notes = (*work.notes(), *loaded.notes, *(control.notes() if control else ()), *budget.notes(trained))
             found = Recovered(
-                target, "masked", compare_scores(after, before, seed=options.seed), training,
-                (zeros, facts_of(draft.folder).block_sparsity), None, _settings(options, lr, images, len(train)),
-                (*_notes(images, train, guard, held_out), *loaded.notes),
+                target, "masked", compared, training, (zeros, facts_of(draft.folder).block_sparsity), None,
+                _settings(options, lr, images, len(work.parts[0])), notes, control, budget.spent,
             )  # fmt: skip
             (draft.folder / RECOVERY_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
             (draft.folder / "README.md").write_text(card(found, name), encoding="utf-8")
             draft.commit()
     return found
+
+
+@dataclass
+class _Pictures:
+    """The images of one recovery: trained on, chosen by, and measured by."""
+
+    images: Images
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    options: Any
+    clock: tuple[TimeBudget, Say | None]
+
+    def trainer(
+        self,
+        model: torch.nn.Module,
+        moving: Mapping[str, torch.nn.Parameter],
+        masks: Mapping[str, torch.Tensor],
+        told: tuple[str, float, float],
+    ) -> PictureTrainer:
+        """`told`: what is said first of its progress, where that begins, and how much it is of all."""
+        (first, start, part), say = told, self.clock[1]
+        tell: Say | None = None if say is None else lambda what, share: say(first + what, start + part * share)
+        return PictureTrainer(model, moving, masks, *self.parts[:2], tell, self.images)
+
+    def scores(self, model: torch.nn.Module, name: str) -> Scores:
+        """Accuracy and loss on what is measured by."""
+        images, places = self.images, self.parts[2]
+        assert images.labels is not None  # noqa: S101 - looked at before
+        chosen = Images(images.pixels[places], images.labels[places], images.name)
+        model.eval()
+        return Scores(model=name, tasks=task_scores_of(model, chosen))
+
+    def dense(self, name: str) -> ControlRun:
+        """The control, scored before anything is trained."""
+        budget = self.clock[0]
+
+        def opened() -> torch.nn.Module:
+            model: torch.nn.Module = load_classifier(name, device=self.options.device).module
+            return model
+
+        def trainer(model: torch.nn.Module) -> PictureTrainer:
+            share = budget.weight
+            with open_checkpoint(name) as checkpoint:
+                moving = trainable(model, checkpoint, places_in(model, checkpoint))
+            return self.trainer(model, moving, {}, ("control: ", share, 1 - share))
+
+        model, reading = budget.timed(opened)
+        before, scoring = budget.timed(lambda: self.scores(model, name))
+        budget.control = (reading, scoring)
+        return ControlRun(name, opened, trainer, self.scores, before)
+
+    def notes(self) -> tuple[str, ...]:
+        """How the images are divided."""
+        train, guard, held_out = map(len, self.parts)
+        return (
+            f"{train} of {len(self.images)} images are trained on; {guard} others choose the best state, and "
+            f"{held_out} more measure quality",
+        )
 
 
 def _divided(images: Images, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -106,23 +173,8 @@ def _divided(images: Images, seed: int) -> tuple[torch.Tensor, torch.Tensor, tor
     return order[middle:], order[held_out:middle], order[:held_out].sort().values
 
 
-def _scores(model: torch.nn.Module, name: str, images: Images, places: torch.Tensor) -> Scores:
-    assert images.labels is not None  # noqa: S101 - looked at before
-    chosen = Images(images.pixels[places], images.labels[places], images.name)
-    model.eval()
-    return Scores(model=name, tasks=task_scores_of(model, chosen))
-
-
 def _settings(options: Any, lr: float, images: Images, train: int) -> Mapping[str, Any]:
     found = asdict(replace(options, lr=lr)) | {"images": images.name, "train_images": train}
     for key in ("force", "rank", "merge", "window"):
         del found[key]
     return found
-
-
-def _notes(images: Images, train: torch.Tensor, guard: torch.Tensor, held_out: torch.Tensor) -> tuple[str, ...]:
-    said = (
-        f"{len(train)} of {len(images)} images are trained on; {len(guard)} others choose the best state, and "
-        f"{len(held_out)} more measure quality"
-    )
-    return (said,)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.statistics import LINEAR
 from tailwise.models.walking.walk import blocks_of
@@ -40,7 +41,7 @@ def with_adapter(model: nn.Module, layers: Collection[str], rank: int, seed: int
         with quiet():
             import peft
     except ImportError as error:
-        raise UsageError("LoRA takes `peft`", fix="pip install 'tailwise[hf]', or use --method masked") from error
+        raise UsageError("LoRA takes `peft`", fix=f"{how_to_get('hf')}, or use --method masked") from error
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules=_short(model, layers),
         task_type="CAUSAL_LM", base_model_name_or_path=base,
@@ -93,12 +94,12 @@ class _Masked:
 def merged(adapted: Any, layers: Collection[str]) -> dict[str, torch.Tensor]:
     """Parameter of the model → weight with the adapter added to all its entries; the zeros are put back later."""
     modules: Mapping[str, Any] = dict(adapted.named_modules())
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name in layers:
             layer = modules[_PREFIX + name]
-            found[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
-    return found
+            weights[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
+    return weights
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:

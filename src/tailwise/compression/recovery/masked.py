@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -19,22 +19,22 @@ def masks_in(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str]
 
     Vectors have no mask: a bias that begins at zero is no pruned one.
     """
-    found: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     for stored, name in places.items():
         spec = checkpoint.tensors[stored]
         if spec.dtype not in _FLOATS or len(spec.shape) < 2:
             continue
-        kept = checkpoint.read(stored) != 0
-        if not bool(kept.all()):
-            found[name] = kept.to(model.get_parameter(name).device)
-    return found
+        mask = checkpoint.read(stored) != 0
+        if not bool(mask.all()):
+            masks[name] = mask.to(model.get_parameter(name).device)
+    return masks
 
 
 def trainable(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str]) -> dict[str, nn.Parameter]:
     """The parameters that are stored as they are, each once; the others are frozen, since they could not be written."""
     model.requires_grad_(requires_grad=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, nn.Parameter] = {}
+    chosen: dict[str, nn.Parameter] = {}
     seen = set[int]()
     for stored, name in places.items():
         value = parameters.get(name)
@@ -42,8 +42,8 @@ def trainable(model: nn.Module, checkpoint: Checkpoint, places: Mapping[str, str
             continue
         seen.add(id(value))
         value.requires_grad_()
-        found[name] = value
-    return found
+        chosen[name] = value
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,5 @@ class Written:
         if value is None:
             return None
         mask = self.masks.get(name)
-        kept = value.detach() if mask is None else torch.where(mask, value.detach(), torch.zeros_like(value))
-        return kept.to("cpu", torch_dtype(self.checkpoint.tensors[stored].dtype, where=stored))
+        masked = value.detach() if mask is None else torch.where(mask, value.detach(), torch.zeros_like(value))
+        return masked.to("cpu", torch_dtype(self.checkpoint.tensors[stored].dtype, where=stored))

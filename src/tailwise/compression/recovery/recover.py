@@ -19,22 +19,26 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import OutputLayout, layout_of, write_checkpoint
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.recovery.control import ControlRun
 from tailwise.compression.recovery.image_data import recover_pictures
 from tailwise.compression.recovery.lora import adapter_of, behind_masks, layers_for, merged, save_adapter, with_adapter
 from tailwise.compression.recovery.masked import Written, masks_in, trainable
 from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, card
-from tailwise.compression.recovery.text_data import Split, split_text
+from tailwise.compression.recovery.text_data import GUARD, Split, split_text
+from tailwise.compression.recovery.time_budget import TimeBudget
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.evaluate import digest_of, summary
 from tailwise.models.evaluation.images import is_classifier
+from tailwise.models.evaluation.intervals import MIN_VALUES
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model, vocabulary_of
 from tailwise.models.evaluation.losses import check_causal, window_losses
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Scores
 from tailwise.models.evaluation.tokens import check_vocabulary
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 METHODS = ("masked", "lora")
 _PROMPTS = (
@@ -66,11 +70,14 @@ class RecoverOptions:
     window: int = 512  # tokens
     batch: int = 4  # windows a step
     seed: int = 0
-    seconds: float = 300.0  # of training; it ends earlier where the steps are done
+    seconds: float = 300.0  # of everything, reading and scoring too; it ends earlier where the steps are done
+    control: str | None = None  # the dense model, trained as long to tell adaptation to the text from recovery
     device: str = "cpu"
     force: bool = False  # replace the output
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, seed=0)
         # Told before a model is read.
         if (why := _WHY_NOT.get(self.method.lower().replace("³", "3").replace("-", "_"))) is not None:
             raise UsageError(f"{self.method} does not recover a pruned model: {why}", fix=f"use {' or '.join(METHODS)}")
@@ -84,9 +91,10 @@ class RecoverOptions:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UsageError(f"{self.lr:g} is no learning rate", where="--lr", fix="use some number above 0, e.g. 1e-4")
         if not self.seconds > 0:
-            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give some time, e.g. --budget 5m")
+            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give more than zero to --budget")
 
 
+@checked
 def recover(
     model: str | os.PathLike[str],
     text: Any,
@@ -94,6 +102,7 @@ def recover(
     *,
     options: RecoverOptions | None = None,
     say: Say | None = None,
+    began: float | None = None,
 ) -> Recovered:
     """Train the pruned `model` on `text` and write it to `output`, its zeros kept at zero.
 
@@ -101,22 +110,32 @@ def recover(
     classifier, and `text` what `images_of` takes, with classes. A part of the
     text is kept out: quality before and after is measured on it, and the best state is chosen on another part.
     `masked` trains every stored parameter; `lora` an adapter of peft on the pruned layers, written as peft's folder,
-    or, trained behind the mask, merged into the weights. The output appears whole or not at all. Raises
+    or, trained behind the mask, merged into the weights. With a control, the dense model is trained as long beside it.
+    The time budget runs from `began`, a time of `time.monotonic`, or from now. The output appears whole or not at all.
+    Raises
     `UsageError` where the model is not causal, the text is too short, or no state was better than the first.
     """
     wanted, name, target = options or RecoverOptions(), os.fspath(model), Path(output)
+    budget = TimeBudget(wanted.seconds) if began is None else TimeBudget(wanted.seconds, began=began)
     source = Path(name).expanduser()
     check_output(target, force=wanted.force, source=source if source.exists() else None)
     _check_plan(source, wanted)
     if is_classifier(name):
-        return recover_pictures(name, text, target, wanted, say)
-    loaded = load_model(name, dtype="float32", device=wanted.device)
+        return recover_pictures(name, text, target, wanted, (budget, say))
+    _tell(say, "reading the model and the text", 0.0)
+    loaded, budget.reading = budget.timed(lambda: load_model(name, dtype="float32", device=wanted.device))
     split = split_text(text, loaded.tokenizer, wanted.window, wanted.seed)
     _check_windows(loaded, split, wanted)
     with open_checkpoint(name) as checkpoint:
         layout = layout_of(checkpoint, name)
         check_space(target, layout.nbytes + (1 << 20))
-        return _Run(name, target, loaded, split, (checkpoint, layout), wanted, say).done()
+        budget.know_size(layout.nbytes)
+        return _Run(name, target, loaded, split, (checkpoint, layout), wanted, (budget, say)).done()
+
+
+def _tell(say: Say | None, what: str, share: float) -> None:
+    if say is not None:
+        say(what, share)
 
 
 def _check_plan(source: Path, options: RecoverOptions) -> None:
@@ -147,11 +166,11 @@ class _Run:
     split: Split
     stored: tuple[Checkpoint, OutputLayout]
     options: RecoverOptions
-    say: Say | None
+    clock: tuple[TimeBudget, Say | None]
 
     def done(self) -> Recovered:
         checkpoint, _ = self.stored
-        model, wanted = self.loaded.module, self.options
+        model, wanted, budget = self.loaded.module, self.options, self.clock[0]
         places = places_in(model, checkpoint)
         masks = masks_in(model, checkpoint, places)
         zeros = facts_of(self.name).block_sparsity
@@ -159,28 +178,86 @@ class _Run:
         if zeros < _PRUNED:
             notes.append(f"{zeros:.2%} of the entries in its blocks are zero: it is not pruned, and is only fine-tuned")
         lr = wanted.lr or _RATES[wanted.method] / _width(model)
-        course = Course(wanted.steps, lr, wanted.batch, wanted.window, wanted.seed, wanted.seconds)
-        before = self._scores(model, self.name)
+        notes += self._fewer_windows()
+        self._tell("scoring the model as it is", 0.0)
+        before, budget.scoring = budget.timed(lambda: self._scores(model, self.name))
+        dense = None if wanted.control is None else self._dense(wanted.control, masks)
         settings = asdict(replace(wanted, lr=lr)) | {"text": self.split.name, "train_tokens": len(self.split.train)}
         for name in ("force", *(() if wanted.method == "lora" else ("rank", "merge"))):
             del settings[name]
         with Draft(self.output, force=wanted.force) as draft:
             recovery = self._masked if wanted.method == "masked" else self._lora
+            seconds = budget.for_training(written=wanted.method == "masked" or wanted.merge)
+            course = Course(wanted.steps, lr, wanted.batch, wanted.window, wanted.seed, seconds)
             training, after, unmerged = recovery(draft, course, places, masks)
+            compared = compare_scores(after, before, seed=wanted.seed)
+            control = None if dense is None else dense.beside(training, course, compared, budget.until)
+            trained = training.seconds + (0.0 if control is None else control.training.seconds)
             found = Recovered(
                 self.output,
                 "lora, merged" if wanted.merge else wanted.method,
-                compare_scores(after, before, seed=wanted.seed),
+                compared,
                 training,
                 (zeros, zeros if wanted.method == "lora" and not wanted.merge else self._zeros(draft)),
                 unmerged,
                 settings,
-                tuple(notes),
+                (*notes, *(control.notes() if control else ()), *budget.notes(trained)),
+                control,
+                budget.spent,
             )
             (draft.folder / RECOVERY_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
             (draft.folder / "README.md").write_text(card(found, self.name), encoding="utf-8")
             draft.commit()
         return found
+
+    def _fewer_windows(self) -> list[str]:
+        """Measure on as many of the held-out windows as the time allows; what there is to say of it."""
+        held_out, guard, budget = self.split.held_out, self.split.guard, self.clock[0]
+        self._tell("timing a pass", 0.0)
+        _, seconds = budget.timed(lambda: window_losses(self.loaded.module, held_out[:MIN_VALUES]))
+        each, passes = seconds / MIN_VALUES, (2 if self.options.control is None else 4) + int(self.options.merge)
+        measured = budget.held_out(len(held_out), each, passes, least=MIN_VALUES)
+        chosen = budget.guard(len(guard), each, least=GUARD[0])
+        if (measured, chosen) == (len(held_out), len(guard)):
+            return []
+        self.split = replace(self.split, held_out=_some(held_out, measured), guard=_some(guard, chosen))
+        return [
+            f"quality is measured on {measured} of {len(held_out)} windows, and the best state chosen by {chosen} of "
+            f"{len(guard)}: more would leave too little of the time for training"
+        ]
+
+    def _tell(self, what: str, share: float) -> None:
+        _tell(self.clock[1], what, share)
+
+    def _dense(self, name: str, masks: Mapping[str, torch.Tensor]) -> ControlRun:
+        """The control, scored before anything is trained, so that one that does not fit is told at once."""
+        wanted, budget = self.options, self.clock[0]
+
+        def opened() -> nn.Module:
+            loaded = load_model(name, self.loaded.tokenizer, dtype="float32", device=wanted.device)
+            _check_windows(loaded, self.split, wanted)
+            return loaded.module
+
+        def trainer(model: nn.Module) -> Trainer:
+            share = budget.weight
+            return self._trainer(*self._moving(model, name, masks), {}, ("control: ", share, 1 - share))
+
+        self._tell("scoring the control as it is", 0.0)
+        model, reading = budget.timed(opened)
+        before, scoring = budget.timed(lambda: self._scores(model, name))
+        budget.control = (reading, scoring)
+        return ControlRun(name, opened, trainer, self._scores, before)
+
+    def _moving(
+        self, model: nn.Module, name: str, masks: Mapping[str, torch.Tensor]
+    ) -> tuple[nn.Module, Mapping[str, nn.Parameter]]:
+        """The control and what moves of it: what moves of the pruned model, without its masks."""
+        wanted = self.options
+        if wanted.method == "lora":
+            adapted = with_adapter(model, layers_for(model, masks), wanted.rank, wanted.seed, name)
+            return adapted, adapter_of(adapted)
+        with open_checkpoint(name) as checkpoint:
+            return model, trainable(model, checkpoint, places_in(model, checkpoint))
 
     def _masked(
         self, draft: Draft, course: Course, places: Mapping[str, str], masks: Mapping[str, torch.Tensor]
@@ -215,7 +292,21 @@ class _Run:
         masks: Mapping[str, torch.Tensor],
         course: Course,
     ) -> Training:
-        return Trainer(model, moving, masks, self.split.train, self.split.guard, self.say).run(course)
+        return self._trainer(model, moving, masks, ("", 0.0, self.clock[0].weight)).run(course)
+
+    def _trainer(
+        self,
+        model: nn.Module,
+        moving: Mapping[str, nn.Parameter],
+        masks: Mapping[str, torch.Tensor],
+        told: tuple[str, float, float],
+    ) -> Trainer:
+        """`told`: what is said first of its progress, where that begins, and how much it is of all."""
+        first, start, part = told
+        say: Say | None = (
+            None if self.clock[1] is None else lambda what, share: self._tell(first + what, start + part * share)
+        )
+        return Trainer(model, moving, masks, self.split.train, self.split.guard, say)
 
     def _write(
         self,
@@ -226,6 +317,7 @@ class _Run:
     ) -> Scores:
         """Write the checkpoint and score it as it was written, rounded to its dtype."""
         checkpoint, layout = self.stored
+        self._tell("writing and scoring what was written", self.clock[0].weight)
         write_checkpoint(layout, checkpoint, draft.folder, Written(checkpoint, places, values, masks))
         again = load_model(str(draft.folder), self.loaded.tokenizer, dtype="float32", device=self.options.device)
         return self._scores(again.module, str(self.output))
@@ -245,6 +337,11 @@ class _Run:
 
     def _zeros(self, draft: Draft) -> float:
         return facts_of(draft.folder).block_sparsity
+
+
+def _some(windows: torch.Tensor, count: int) -> torch.Tensor:
+    """So many of the windows, evenly apart and in their order."""
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long()]
 
 
 def _width(model: nn.Module) -> int:

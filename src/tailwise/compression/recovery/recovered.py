@@ -9,14 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tailwise.compression.recovery.control import Control
 from tailwise.compression.recovery.train_loop import Training
+from tailwise.core.shown import Brief
 from tailwise.models.evaluation.scores import ScoreComparison, Scores
 
 RECOVERY_FILE = "tailwise_recovery.json"
 
 
-@dataclass(frozen=True)
-class Recovered:
+@dataclass(frozen=True, repr=False)
+class Recovered(Brief):
     """A model that was trained for a while after pruning."""
 
     output: Path
@@ -27,6 +29,8 @@ class Recovered:
     unmerged: Scores | None = None  # the adapter in memory, before it was merged, the zeros put back and all rounded
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    control: Control | None = None  # the dense model, trained as long
+    seconds: float = 0.0  # of everything
 
     @property
     def before(self) -> Scores:
@@ -55,7 +59,9 @@ class Recovered:
             "comparison": self.comparison.to_json(),
             "unmerged": None if self.unmerged is None else self.unmerged.to_json(),
             "cost_of_merging": self.cost_of_merging,
+            "control": None if self.control is None else self.control.to_json(),
             "training": self.training.to_json(),
+            "seconds": round(self.seconds, 1),
             "settings": dict(self.settings),
             "notes": list(self.notes),
         }
@@ -73,30 +79,36 @@ def perplexity_words(scores: Scores) -> str:
     return f"{scores.perplexity:.4g}{around}"
 
 
-def card(found: Recovered, source: str) -> str:
+def card(recovered: Recovered, source: str) -> str:
     """README.md."""
-    return "\n".join(_lines(found, source)) + "\n"
+    return "\n".join(_lines(recovered, source)) + "\n"
 
 
-def _lines(found: Recovered, source: str) -> Iterator[str]:
-    library = ["library_name: peft"] if found.method == "lora" else []
+def _lines(recovered: Recovered, source: str) -> Iterator[str]:
+    library = ["library_name: peft"] if recovered.method == "lora" else []
     yield from ("---", "tags:", "- tailwise", "- pruned", *library, f"base_model: {json.dumps(source)}", "---", "")
-    yield f"# {source.rstrip('/').rsplit('/', 1)[-1]}, recovered ({found.method})"
+    yield f"# {source.rstrip('/').rsplit('/', 1)[-1]}, recovered ({recovered.method})"
     yield ""
-    what = "An adapter of peft for" if found.method == "lora" else "Trained for a while from"
+    what = "An adapter of peft for" if recovered.method == "lora" else "Trained for a while from"
     yield f"{what} `{source}`, by tailwise {version('tailwise')}. [{RECOVERY_FILE}]({RECOVERY_FILE}) has all numbers."
     yield ""
-    kept = "accuracy on images" if found.after.tasks else "perplexity on windows"
-    yield f"| | {kept} kept out of the training | zeros in the blocks |"
+    measure = "accuracy on images" if recovered.after.tasks else "perplexity on windows"
+    yield f"| | {measure} kept out of the training | zeros in the blocks |"
     yield "| --- | ---: | ---: |"
-    yield f"| before | {perplexity_words(found.before)} | {found.sparsity[0]:.2%} |"
-    if found.unmerged is not None:
-        yield f"| adapter, not merged | {perplexity_words(found.unmerged)} | |"
-    yield f"| after | {perplexity_words(found.after)} | {found.sparsity[1]:.2%} |"
+    yield f"| before | {perplexity_words(recovered.before)} | {recovered.sparsity[0]:.2%} |"
+    if recovered.unmerged is not None:
+        yield f"| adapter, not merged | {perplexity_words(recovered.unmerged)} | |"
+    yield f"| after | {perplexity_words(recovered.after)} | {recovered.sparsity[1]:.2%} |"
+    control = recovered.control
+    if control is not None:
+        yield f"| control: `{control.model}` | {perplexity_words(control.comparison.base)} | |"
+        yield f"| control, trained as long | {perplexity_words(control.comparison.model)} | |"
     yield ""
-    training = found.training
+    for words in () if control is None else control.words():
+        yield f"- {words}"
+    training = recovered.training
     yield f"- best at step {training.best_step} of {training.steps} ({training.ended}, {training.seconds:.0f} s)"
-    for name, value in sorted(found.settings.items()):
+    for name, value in sorted(recovered.settings.items()):
         yield f"- {name}: {value}"
-    for note in found.notes:
+    for note in recovered.notes:
         yield f"- {note}"

@@ -45,9 +45,9 @@ def split_text(source: Any, tokenizer: Any, window: int, seed: int = 0) -> Split
     parts = list(source) if isinstance(source, list | tuple) else [source]
     documents = _documents(parts)
     if documents is not None:
-        found = _by_document(documents, tokenizer, window, seed)
-        if found is not None:
-            return found
+        split = _by_document(documents, tokenizer, window, seed)
+        if split is not None:
+            return split
     return _by_place(tokens_of(source, tokenizer), window, seed)
 
 
@@ -57,10 +57,10 @@ def _documents(parts: Sequence[Any]) -> Documents | None:
         return None
     if any(not isinstance(part, Documents) and Path(part).suffix in TOKEN_SUFFIXES for part in parts):
         return None
-    found = [documents_of(part) for part in parts]
-    texts = tuple(text for item in found for text in item.texts)
-    notes = tuple(note for item in found for note in item.notes)
-    name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
+    documents = [documents_of(part) for part in parts]
+    texts = tuple(text for item in documents for text in item.texts)
+    notes = tuple(note for item in documents for note in item.notes)
+    name = documents[0].name if len(documents) == 1 else f"{documents[0].name} and {len(documents) - 1} more"
     return Documents(texts, name, notes)
 
 
@@ -75,7 +75,7 @@ def _by_document(documents: Documents, tokenizer: Any, window: int, seed: int) -
     least = (LEAST_TRAINING, GUARD[0], HELD_OUT[0])
     if any(len(run) < count * window for run, count in zip(runs, least, strict=True)):
         return None
-    said = (
+    notes = (
         f"{len(held_out)} of {len(shuffled)} documents are kept out of the training to measure quality, and "
         f"{len(guard)} others to choose the best state"
     )
@@ -84,7 +84,7 @@ def _by_document(documents: Documents, tokenizer: Any, window: int, seed: int) -
         windows_of(runs[1], window, GUARD[1], seed),
         windows_of(runs[2], window, HELD_OUT[1], seed),
         documents.name,
-        (said, *documents.notes),
+        (notes, *documents.notes),
     )
 
 
@@ -100,8 +100,8 @@ def _drawn(texts: Sequence[str], share: float, most: float) -> tuple[list[str], 
 
 
 def _ids(texts: Sequence[str], tokenizer: Any, name: str) -> torch.Tensor:
-    found = tokens_of(Documents(tuple(texts), name), tokenizer).ids if texts else np.empty(0, dtype=np.int64)
-    return torch.from_numpy(found)
+    ids = tokens_of(Documents(tuple(texts), name), tokenizer).ids if texts else np.empty(0, dtype=np.int64)
+    return torch.from_numpy(ids)
 
 
 def _by_place(tokens: Tokens, window: int, seed: int) -> Split:
@@ -118,7 +118,7 @@ def _by_place(tokens: Tokens, window: int, seed: int) -> Split:
     ids = torch.from_numpy(tokens.ids)
     end = count - held_out
     middle = end - guard
-    said = (
+    notes = (
         f"the last {held_out} of {count} windows are kept out of the training to measure quality, and the {guard} "
         "before them to choose the best state"
     )
@@ -127,5 +127,5 @@ def _by_place(tokens: Tokens, window: int, seed: int) -> Split:
         windows_of(ids[middle * window : end * window], window, None, seed),
         windows_of(ids[end * window : count * window], window, None, seed),
         tokens.name,
-        (said, *tokens.notes),
+        (notes, *tokens.notes),
     )

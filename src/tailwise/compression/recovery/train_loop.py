@@ -21,9 +21,11 @@ CLIP = 1.0  # norm of all gradients together
 CHECKS = 20  # looks at the guard windows
 GUARD_SHARE = 0.2  # of the work: where steps are few and dear, checks are fewer; a pass back costs two passes forth
 PATIENCE = 5  # checks in a row without a better state, after which it ends
+FOLLOWED = "as many steps as the other"
 DIVERGED = 1.5  # times the guard loss at the start
 
 Say = Callable[[str, float], None]  # what is done, and how far it is
+State = Mapping[str, torch.Tensor]  # parameter → value
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Training:
     ended: str = "all steps done"
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)  # step → guard loss
+    rates: list[float] = field(default_factory=list)  # learning rate of every step
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -102,7 +105,43 @@ class Trainer:
             )
         return found
 
-    def _run(self, course: Course) -> Training:
+    def follow(self, course: Course, led: Training, until: float = math.inf) -> Training:
+        """Train as `led` was trained: as many steps, on the same windows, at the same rates, looked at after the same.
+
+        The parameters are left in the state that was best on the guard windows, which may be the first. It ends at
+        `until`, a time of `time.monotonic`, wherever it is then.
+        """
+        with _seeded(course.seed):
+            found, best = self._begun()
+            optimizer, generator = self._tools(course)
+            began, checks = time.monotonic() - found.seconds, {step for step, _ in led.curve}
+            look = found.seconds
+            for step, rate in enumerate(led.rates, 1):
+                started = time.monotonic()
+                loss = self._step(optimizer, self._drawn(course, generator), rate)
+                now = time.monotonic()
+                found.steps, found.seconds = step, now - began
+                found.rates.append(rate)
+                # A step that would end after the time is not begun.
+                over = step < len(led.rates) and 2 * now - started + look > until
+                if not math.isfinite(loss):
+                    found.ended = f"the loss was not finite at step {step}"
+                    break
+                if over or step in checks:
+                    best = self._checked(found, best)
+                    self._tell(found, step / len(led.rates))
+                if over:
+                    found.ended = "the time was over"
+                    break
+            else:
+                found.ended = FOLLOWED
+            found.seconds = time.monotonic() - began
+            self._restore(best)
+        return found
+
+    def _begun(self) -> tuple[Training, State]:
+        """Before the first step: the loss on the guard windows, and the state that is best so far."""
+        began = time.monotonic()
         found, best = Training(), self._state()
         found.start_loss = found.best_loss = self._guard_loss()
         if not math.isfinite(found.start_loss):
@@ -110,39 +149,64 @@ class Trainer:
                 "its loss is not finite before any training", fix="check the model with `tailwise evaluate`"
             )
         found.curve.append((0, found.start_loss))
+        found.seconds = time.monotonic() - began
+        return found, best
+
+    def _tools(self, course: Course) -> tuple[torch.optim.Optimizer, torch.Generator]:
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=course.lr, weight_decay=0.0)
-        generator = torch.Generator().manual_seed(course.seed)
-        began, check, stale, done, apart = time.monotonic(), 1, 0, 0.0, self._steps_between(course)
+        return optimizer, torch.Generator().manual_seed(course.seed)
+
+    def _checked(self, found: Training, best: State) -> State:
+        """Look at the guard windows; the best state until now."""
+        guard = self._guard_loss()
+        found.curve.append((found.steps, guard))
+        if guard < found.best_loss:
+            found.best_loss, found.best_step = guard, found.steps
+            return self._state()
+        return best
+
+    def _run(self, course: Course) -> Training:
+        found, best = self._begun()
+        look = found.seconds  # of a look at the guard windows: one more comes when the time is over
+        optimizer, generator = self._tools(course)
+        began, check, done, apart = time.monotonic(), 1, 0.0, self._steps_between(course)
+        # A step costs three passes; of a budget that holds few, the first is taken at the rate that it is worth.
+        step = 3 * look * course.batch * course.window / self.guard.numel()
+        pace = step / max(course.seconds - 2 * look - step, 1e-6)
         while done < 1.0:
-            rate = course.rate(min(1.0, done + 0.5 / course.steps))
+            started = time.monotonic()
+            # Half a step on; of a step that is all there is time for, the middle of what is left.
+            rate = course.rate(min(done + 0.5 * max(1 / course.steps, pace), (1 + done) / 2))
             loss = self._step(optimizer, self._drawn(course, generator), rate)
             found.steps += 1
-            found.seconds = time.monotonic() - began
-            done = max(found.steps / course.steps, found.seconds / course.seconds)
+            found.rates.append(rate)
+            now = time.monotonic()
+            # A step that would end after the time is not begun.
+            room = max(course.seconds - 2 * look - (now - started), 1e-6)
+            done, pace = max(found.steps / course.steps, (now - began) / room), (now - started) / room
             if not math.isfinite(loss):
                 found.ended = f"the loss was not finite at step {found.steps}"
                 break
             if done < 1.0 and (done < check / CHECKS or found.steps - found.curve[-1][0] < apart):
                 continue
             check = math.floor(done * CHECKS) + 1
-            guard = self._guard_loss()
-            found.curve.append((found.steps, guard))
-            if guard < found.best_loss:
-                found.best_loss, found.best_step, best, stale = guard, found.steps, self._state(), 0
-            else:
-                stale += 1
+            best = self._checked(found, best)
             self._tell(found, min(done, 1.0))
-            if not guard < DIVERGED * found.start_loss:
+            if not found.curve[-1][1] < DIVERGED * found.start_loss:
                 found.ended = f"the loss diverged by step {found.steps}"
                 break
-            if stale >= PATIENCE:
+            if self._stale(found) >= PATIENCE:
                 found.ended = f"no better state in {PATIENCE} checks"
                 break
         else:
             found.ended = "all steps done" if found.steps >= course.steps else "the time was over"
-        found.seconds = time.monotonic() - began
+        found.seconds = look + time.monotonic() - began
         self._restore(best)
         return found
+
+    def _stale(self, found: Training) -> int:
+        """Checks since the best state."""
+        return sum(step > found.best_step for step, _ in found.curve)
 
     def _steps_between(self, course: Course) -> int:
         """Steps between two checks at least. By tokens and not by the clock, so that a seed gives the same again."""
@@ -187,10 +251,10 @@ class Trainer:
     def _guard_loss(self) -> float:
         return float(window_losses(self.model, self.guard).mean())
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def _state(self) -> State:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def _restore(self, state: Mapping[str, torch.Tensor]) -> None:
+    def _restore(self, state: State) -> None:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(state[name])

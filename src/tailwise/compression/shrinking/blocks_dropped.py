@@ -15,8 +15,8 @@ from tailwise.core.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from tailwise.models.walking.block_inputs import Block
     from tailwise.models.walking.hosts import Host
-    from tailwise.models.walking.walk import Block
 
 
 def block_influence(
@@ -48,7 +48,7 @@ class _Influence:
         block.module.register_forward_hook(self._hook(block.name))
         return {next(iter(block.layers())): "norms"} if block.layers() else {}
 
-    def visit(self, block: Block, found: Mapping[str, Any]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Any]) -> None:
         """See `Visitor`."""
 
     def _hook(self, name: str) -> Callable[..., None]:
@@ -56,9 +56,9 @@ class _Influence:
             import torch
 
             before, after = given[0], out[0] if isinstance(out, tuple) else out
-            found = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
+            similarity = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
             total, count = self.cosines.get(name, (0.0, 0))
-            self.cosines[name] = (total + float(found.sum()), count + found.numel())
+            self.cosines[name] = (total + float(similarity.sum()), count + similarity.numel())
 
         return see
 
@@ -67,17 +67,19 @@ def least_influence(
     plan: Plan, places: Mapping[str, str], influence: Mapping[str, float], count: int
 ) -> dict[int, str]:
     """The `count` blocks of least influence, and why. `places`: stored tensor → parameter."""
-    found: dict[int, float] = {}
+    of_block: dict[int, float] = {}
     for decision in plan:
         place = places.get(decision.tensor, "")
         for name, value in influence.items():
             if decision.block is not None and place.startswith(f"{name}."):
-                found[decision.block] = value
-    if not 1 <= count < len(found):
-        raise UsageError(f"{count} of {len(found)} blocks cannot go", fix=f"give a number from 1 to {len(found) - 1}")
-    ranked = sorted(found, key=lambda block: (found[block], block))
+                of_block[decision.block] = value
+    if not 1 <= count < len(of_block):
+        raise UsageError(
+            f"{count} of {len(of_block)} blocks cannot go", fix=f"give a number from 1 to {len(of_block) - 1}"
+        )
+    ranked = sorted(of_block, key=lambda block: (of_block[block], block))
     return {
-        block: f"whole block: influence {found[block]:.4f} (1 − cosine of its states), {place + 1} of {len(ranked)}"
+        block: f"whole block: influence {of_block[block]:.4f} (1 − cosine of its states), {place + 1} of {len(ranked)}"
         for place, block in enumerate(ranked[:count])
     }
 
@@ -94,14 +96,14 @@ def without_blocks(plan: Plan, blocks: Mapping[int, str]) -> Plan:
     known = {decision.block for decision in plan if decision.block is not None}
     if lost := sorted(set(blocks) - known):
         raise UsageError(f"the plan names no block {lost[0]}", fix=f"it has {', '.join(map(str, sorted(known)))}")
-    found = plan.replace(decisions=tuple(_gone(decision, blocks) for decision in plan))
-    share = round(found.taken, 9)
+    shorter = plan.replace(decisions=tuple(_gone(decision, blocks) for decision in plan))
+    share = round(shorter.taken, 9)
     before = [note for note in plan.notes if not note.startswith(("asked for ", "depth", "Spearman"))]
     note = f"blocks {', '.join(map(str, sorted(blocks)))} go as a whole, with norms and biases that no entry names"
     budget = {name: value for name, value in plan.budget.items() if name != "of_model"}
-    found = found.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
-    found.validate()
-    return found
+    shorter = shorter.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
+    shorter.validate()
+    return shorter
 
 
 def _gone(decision: Decision, blocks: Mapping[int, str]) -> Decision:

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from tailwise.core.errors import UsageError
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.hosts import _empty
 from tailwise.models.walking.towers import is_composite, text_config_of
-from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.models.walking.walk import blocks_of
 
 #: Fields with one item for each block.
 _LISTS = frozenset({
@@ -65,20 +66,20 @@ def _fields(text: Any, stays: Sequence[bool], model: nn.Module) -> dict[str, Any
     if getattr(text, key, None) != len(stays):
         raise _refused(model, f"its config does not count its {len(stays)} blocks in {key}")
     places = [place for place, stay in enumerate(stays) if stay]
-    found: dict[str, Any] = {key: len(places)}
+    fields: dict[str, Any] = {key: len(places)}
     for name, value in text.to_dict().items():
         listed = isinstance(value, list | tuple)
         if name in _LISTS and listed and len(value) == len(stays):
-            found[name] = [value[place] for place in places]
+            fields[name] = [value[place] for place in places]
         elif name in _NUMBERS and listed:
-            found[name] = [places.index(place) for place in value if place in places]
+            fields[name] = [places.index(place) for place in value if place in places]
         elif name in _FIRST and _is_count(value):
-            found[name] = sum(place < value for place in places) + max(0, value - len(stays))
+            fields[name] = sum(place < value for place in places) + max(0, value - len(stays))
         elif name in _LAST and _is_count(value):
-            found[name] = sum(place >= len(stays) - value for place in places)
+            fields[name] = sum(place >= len(stays) - value for place in places)
     if (kinds := getattr(text, "attention_layers", None)) and hasattr(text, "attention_types"):  # GPT-Neo
-        found["attention_types"] = [[[kinds[place] for place in places], 1]]
-    return found
+        fields["attention_types"] = [[[kinds[place] for place in places], 1]]
+    return fields
 
 
 def _is_count(value: object) -> bool:
@@ -106,12 +107,12 @@ def _built(model: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
         raise _refused(model, lines[0] if lines else type(error).__name__) from error
 
 
-def _check(model: nn.Module, left: nn.Module, kept: Sequence[Block]) -> None:
+def _check(model: nn.Module, left: nn.Module, remaining: Sequence[Block]) -> None:
     """`UsageError` where a block that stays is not what the changed config makes of its place."""
     there = blocks_of(left)
-    if len(there) != len(kept):
-        raise _refused(model, f"the config would make {len(there)} blocks, and {len(kept)} stay")
-    for old, new in zip(kept, there, strict=True):
+    if len(there) != len(remaining):
+        raise _refused(model, f"the config would make {len(there)} blocks, and {len(remaining)} stay")
+    for old, new in zip(remaining, there, strict=True):
         if what := _differs(old, new):
             raise _refused(model, f"block {old.index} would become block {new.index}, where the config puts {what}")
 
@@ -143,14 +144,14 @@ def _beside_experts(name: str) -> bool:
 
 def _facts(module: nn.Module) -> dict[str, Any]:
     """Numbers, words and shapes by which a module computes."""
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for key, value in vars(module).items():
         if isinstance(value, int | float | str | bool) and not key.startswith("_") and key != "training":
-            found[key] = value
+            counts[key] = value
     weights = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
     if hasattr(module, "_tailwise_kind") or any(len(shape) == 3 for shape in weights.values()):
-        return found  # experts, which may be separated in one of the two
-    return found | weights
+        return counts  # experts, which may be separated in one of the two
+    return counts | weights
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.models.walking.experts import separate_experts
 from tailwise.models.walking.statistics import weight_of
 from tailwise.models.walking.towers import text_config_of
@@ -44,10 +45,10 @@ def on_meta(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(value): value.to("meta") for value in model.buffers()}
     for value in model.parameters():
         memo[id(value)] = nn.Parameter(value.detach().to("meta"), requires_grad=value.is_floating_point())
-    found: Any = deepcopy(model, memo)
-    if hasattr(found, "set_attn_implementation"):
-        found.set_attn_implementation("eager")  # the only one whose steps are seen one by one
-    copied: nn.Module = found
+    twin: Any = deepcopy(model, memo)
+    if hasattr(twin, "set_attn_implementation"):
+        twin.set_attn_implementation("eager")  # the only one whose steps are seen one by one
+    copied: nn.Module = twin
     return copied
 
 
@@ -56,12 +57,12 @@ def called(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     first: Exception | None = None
     for given in _ways(inputs):
         try:
-            found = model(**given)
+            output = model(**given)
         except Exception as error:  # every architecture fails in its own way
             first = first or error
             continue
-        logits = getattr(found, "logits", None)
-        return logits if isinstance(logits, torch.Tensor) else found[0]
+        logits = getattr(output, "logits", None)
+        return logits if isinstance(logits, torch.Tensor) else output[0]
     assert first is not None  # noqa: S101 - there is one way at least
     raise first
 
@@ -89,13 +90,13 @@ def coupled_layers(model: nn.Module, roots: Iterable[str]) -> dict[str, frozense
                 copy,
                 example_inputs=inputs_for(copy),
                 forward_fn=called,
-                output_transform=lambda found: found,
+                output_transform=lambda output: output,
             )
-            found = {root: graph.get_pruning_group(copy.get_submodule(root), pruning.prune_linear_out_channels, [0])
-                     for root in roots}  # fmt: skip
+            groups = {root: graph.get_pruning_group(copy.get_submodule(root), pruning.prune_linear_out_channels, [0])
+                      for root in roots}  # fmt: skip
     except Exception as error:  # every architecture fails in its own way
         raise _not_traced(model, error) from error
-    return {root: frozenset(_layers(group, names)) for root, group in found.items()}
+    return {root: frozenset(_layers(group, names)) for root, group in groups.items()}
 
 
 def _layers(group: Any, names: Mapping[int, str]) -> Iterable[str]:
@@ -131,11 +132,11 @@ def _torch_pruning() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = import_module("torch_pruning")
+            library = import_module("torch_pruning")
     except ImportError as error:
-        fix = "pip install 'tailwise[structured]'"
+        fix = how_to_get("structured")
         raise UsageError("cutting neurons takes `torch-pruning`", fix=fix) from error
-    return found
+    return library
 
 
 def _as_linear(model: nn.Module) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from tailwise.checkpoints.checkpoint import Checkpoint
     from tailwise.compression.shrinking.experts_out import Mixtures
+    from tailwise.models.walking.block_inputs import Block
     from tailwise.models.walking.hosts import Host
-    from tailwise.models.walking.walk import Block
 
 
 _SAID = "experts of each mixture go as a whole, with their rows of the router"
@@ -98,9 +98,9 @@ class _Picks:
         self._layers |= {layer: key for key, layer in mine.items()}
         return dict.fromkeys(mine.values() or list(layers)[:1], "norms")
 
-    def visit(self, block: Block, found: Mapping[str, Any]) -> None:  # noqa: ARG002 - see Visitor
+    def visit(self, block: Block, activations: Mapping[str, Any]) -> None:  # noqa: ARG002 - see Visitor
         """See `Visitor`."""
-        for layer, seen in found.items():
+        for layer, seen in activations.items():
             if layer in self._layers:
                 mixture, number = self._layers[layer]
                 tokens = seen.tokens.tolist()
@@ -112,32 +112,32 @@ class _Picks:
 
 def seldom(counts: Mapping[str, Sequence[int]], count: int, groups: int) -> dict[str, Least]:
     """Mixture → the `count` experts that the fewest tokens were sent to, as many of each group."""
-    found = {}
+    least = {}
     for name, tokens in counts.items():
         total = max(sum(tokens), 1)
         why = {number: f"{seen:,} of {total:,} picks" for number, seen in enumerate(tokens)}
-        found[name] = Least(_lowest(tokens, count, groups), len(tokens), why)
-    return found
+        least[name] = Least(_lowest(tokens, count, groups), len(tokens), why)
+    return least
 
 
 def small(norms: Mapping[str, Sequence[float]], count: int, groups: int) -> dict[str, Least]:
     """Mixture → the `count` experts of the smallest norms, as many of each group."""
-    found = {}
+    least = {}
     for name, sizes in norms.items():
         why = {number: f"norm {size:.4g}" for number, size in enumerate(sizes)}
         why |= {number: "entries that are not finite" for number, size in enumerate(sizes) if not math.isfinite(size)}
-        found[name] = Least(_lowest(sizes, count, groups), len(sizes), why)
-    return found
+        least[name] = Least(_lowest(sizes, count, groups), len(sizes), why)
+    return least
 
 
 def _lowest(values: Sequence[float], count: int, groups: int) -> tuple[int, ...]:
     size = len(values) // groups
-    found: list[int] = []
+    lowest: list[int] = []
     for start in range(0, groups * size, size):
         broken = [not math.isfinite(value) for value in values]  # these go first
         ranked = sorted(range(start, start + size), key=lambda n: (not broken[n], 0.0 if broken[n] else values[n], n))
-        found += ranked[: count // groups]
-    return tuple(sorted(found))
+        lowest += ranked[: count // groups]
+    return tuple(sorted(lowest))
 
 
 def norms_of(checkpoint: Checkpoint, places: Mapping[str, str], mixtures: Mixtures) -> dict[str, list[float]]:
@@ -145,7 +145,7 @@ def norms_of(checkpoint: Checkpoint, places: Mapping[str, str], mixtures: Mixtur
 
     The product, since scaling one matrix up and the next one down changes nothing of what an expert computes.
     """
-    found = {name: [1.0] * mixtures.experts for name in mixtures.names}
+    norms = {name: [1.0] * mixtures.experts for name in mixtures.names}
     for tensor, place in places.items():
         name = next((name for name in mixtures.names if place.startswith(f"{name}.")), None)
         of, axes = expert_of(place), len(checkpoint.tensors[tensor].shape)
@@ -154,8 +154,8 @@ def norms_of(checkpoint: Checkpoint, places: Mapping[str, str], mixtures: Mixtur
         W = checkpoint.read(tensor).double()
         each = W.flatten(1).norm(dim=1).tolist() if of is None else [float(W.norm())]
         for number, size in zip(range(len(each)) if of is None else (of[1],), each, strict=True):
-            found[name][number] *= size
-    return found
+            norms[name][number] *= size
+    return norms
 
 
 def without_experts(plan: Plan, gone: Mapping[str, Least], places: Mapping[str, str]) -> Plan:
@@ -170,17 +170,17 @@ def without_experts(plan: Plan, gone: Mapping[str, Least], places: Mapping[str, 
             where=plan.model,
             fix="begin with the audit or the model in place of the plan",
         )
-    found = plan.replace(decisions=decisions)
-    share = round(found.taken, 9)
+    smaller = plan.replace(decisions=decisions)
+    share = round(smaller.taken, 9)
     one = next(iter(gone.values()))
     note = f"{len(one.numbers)} of {one.experts} {_SAID}"
     before = [
         note for note in plan.notes if not note.startswith(("asked for ", "depth", "Spearman")) and _SAID not in note
     ]
     budget = {name: value for name, value in plan.budget.items() if name != "of_model"}
-    found = found.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
-    found.validate()
-    return found
+    smaller = smaller.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
+    smaller.validate()
+    return smaller
 
 
 def _less(decision: Decision, gone: Mapping[str, Least], place: str) -> Decision:

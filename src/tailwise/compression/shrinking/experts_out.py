@@ -92,7 +92,7 @@ def expert_cuts(plan: Plan, origin: Origin, dropped: Sequence[str]) -> ExpertCut
 
 def _gone(chosen: Sequence[Decision], origin: Origin, mixtures: Sequence[str]) -> dict[str, set[int]]:
     """Mixture → numbers of the experts that go."""
-    found: dict[str, set[int]] = {}
+    gone: dict[str, set[int]] = {}
     for decision in chosen:
         place = origin.places.get(decision.tensor, "")
         name = next((name for name in mixtures if place.startswith(f"{name}.")), None)
@@ -103,8 +103,8 @@ def _gone(chosen: Sequence[Decision], origin: Origin, mixtures: Sequence[str]) -
                 where=decision.tensor,
                 fix="take the entry out of the plan",
             )
-        found.setdefault(name, set()).update(decision.experts or ({of[1]} if of else set()))
-    return found
+        gone.setdefault(name, set()).update(decision.experts or ({of[1]} if of else set()))
+    return gone
 
 
 def _stays(gone: Mapping[str, set[int]], mixtures: Sequence[str], known: Mixtures) -> dict[str, torch.Tensor]:
@@ -122,13 +122,13 @@ def _stays(gone: Mapping[str, set[int]], mixtures: Sequence[str], known: Mixture
     left = known.experts - each.pop()
     if left < 1:
         raise UsageError("no expert would be left", fix="keep at least one of each block")
-    found = {
+    stays = {
         name: torch.tensor([number for number in range(known.experts) if number not in gone.get(name, ())])
         for name in mixtures
     }
     if known.groups > 1:
-        _check_groups(found, known)
-    return found
+        _check_groups(stays, known)
+    return stays
 
 
 def _check_groups(stay: Mapping[str, torch.Tensor], known: Mixtures) -> None:
@@ -149,13 +149,13 @@ def _fields(model: nn.Module, known: Mixtures, left: int) -> tuple[dict[str, Any
     """What the config of the text tower says with `left` experts in each block, and what is to be said of it."""
     text = text_config_of(model.config)
     own = text.to_dict()
-    found: dict[str, Any] = {name: left for name in _COUNTS if own.get(name) == known.experts}
+    fields: dict[str, Any] = {name: left for name in _COUNTS if own.get(name) == known.experts}
     notes: tuple[str, ...] = ()
     if known.chosen is not None and known.chosen > left:
-        found |= {name: left for name in _CHOSEN if own.get(name) == known.chosen}
+        fields |= {name: left for name in _CHOSEN if own.get(name) == known.chosen}
         # What is left is all that the router can choose: the others would have had a weight of zero.
         notes = (f"tokens went to {known.chosen} experts and now go to the {left} that are left",)
-    return found, notes
+    return fields, notes
 
 
 def _cut_where_shapes_differ(
@@ -165,7 +165,7 @@ def _cut_where_shapes_differ(
     if before.keys() != after.keys():
         other = sorted(before.keys() ^ after.keys())[0]
         raise _refused(origin.model, f"with fewer of them its config makes another model ({other})")
-    found: dict[str, tuple[int, torch.Tensor]] = {}
+    cuts: dict[str, tuple[int, torch.Tensor]] = {}
     for name, shape in before.items():
         axes = [axis for axis, sizes in enumerate(zip(shape, after[name], strict=True)) if sizes[0] != sizes[1]]
         if not axes:
@@ -175,8 +175,8 @@ def _cut_where_shapes_differ(
         if len(axes) > 1 or shape[axes[0]] - after[name][axes[0]] != _lost(origin.model, fields):
             raise _refused(origin.model, f"{name} would have the shape {list(after[name])}")
         if mixture is not None and stored is not None:  # one that is stored expert by expert is renamed
-            found[stored] = (axes[0], stay[mixture])
-    return found
+            cuts[stored] = (axes[0], stay[mixture])
+    return cuts
 
 
 def _lost(model: nn.Module, fields: Mapping[str, Any]) -> int:
@@ -195,7 +195,7 @@ def _shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int,
 
 def _renamed(origin: Origin, stay: Mapping[str, torch.Tensor]) -> dict[str, str | None]:
     """Tensors of single experts: those of experts that go have no new name, the others the number they have now."""
-    found: dict[str, str | None] = {}
+    renamed: dict[str, str | None] = {}
     for parameter, stored in origin.sources.items():
         of = expert_of(parameter)
         here, there = (of, expert_of(stored)) if of else (None, None)
@@ -203,8 +203,8 @@ def _renamed(origin: Origin, stay: Mapping[str, torch.Tensor]) -> dict[str, str 
             continue
         now = stay[here[0]].tolist()
         rest = stored.removeprefix(f"{there[0]}.{there[1]}")
-        found[stored] = f"{there[0]}.{now.index(here[1])}{rest}" if here[1] in now else None
-    return found
+        renamed[stored] = f"{there[0]}.{now.index(here[1])}{rest}" if here[1] in now else None
+    return renamed
 
 
 def _beside(origin: Origin) -> Iterator[str]:

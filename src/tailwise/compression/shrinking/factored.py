@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from tailwise.checkpoints.checkpoint import TensorSpec
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.compression.operators.operator import Amount
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.decision import Decision
@@ -16,7 +16,7 @@ from tailwise.compression.plans.taking import LowRank, saved_by_rank
 from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured import Origin
 from tailwise.compression.shrinking.structured_groups import layer_of_decision, sizes_of_layer
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.shapes import Shapes, Sizes
 
@@ -102,9 +102,9 @@ class _Source:
             W = self._change(stored)
             W = self._origin.checkpoint.read(stored) if W is None else W
             (matrix,) = as_matrices(W, stored, config)
-            found = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
-            assert found is not None  # noqa: S101 - the operator low_rank gives them
-            self._kept = (stored, found)
+            factors = OPERATORS["low_rank"](matrix, Amount(rank=rank)).factors
+            assert factors is not None  # noqa: S101 - the operator low_rank gives them
+            self._kept = (stored, factors)
         return self._kept[1]
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec, code_of
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.core.errors import UsageError
 
@@ -58,11 +57,11 @@ class Remade(Checkpoint):
         entry = self._entries[name]
         if entry.make is None:
             return self._source.read_rows(entry.source, start, stop)
-        found = entry.make()
-        if tuple(found.shape) != entry.spec.shape or code_of(found.dtype) != entry.spec.dtype:
-            kept = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
-            raise UsageError(f"{name} would become {found.dtype} of shape {list(found.shape)}, and not {kept}")
-        return found[start:stop] if found.ndim else found
+        tensor = entry.make()
+        if tuple(tensor.shape) != entry.spec.shape or code_of(tensor.dtype) != entry.spec.dtype:
+            wanted = f"{entry.spec.dtype} of shape {list(entry.spec.shape)}"
+            raise UsageError(f"{name} would become {tensor.dtype} of shape {list(tensor.shape)}, and not {wanted}")
+        return tensor[start:stop] if tensor.ndim else tensor
 
 
 def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputLayout:
@@ -75,14 +74,14 @@ def laid_out(layout: OutputLayout, entries: tuple[RemadeTensor, ...]) -> OutputL
         specs = tuple(new for old in shard.specs for new in by_source.get(old.name, ()))
         if specs:
             shards.append(Shard(shard.name, specs, shard.metadata))
-    facts = dict(layout.facts)
-    if "total_parameters" in facts:  # of the source, whose tensors were larger
-        facts["total_parameters"] = sum(entry.spec.numel for entry in entries)
-    return replace(layout, shards=tuple(shards), facts=facts)
+    metadata = dict(layout.facts)
+    if "total_parameters" in metadata:  # of the source, whose tensors were larger
+        metadata["total_parameters"] = sum(entry.spec.numel for entry in entries)
+    return replace(layout, shards=tuple(shards), facts=metadata)
 
 
 def resized(spec: TensorSpec, name: str, shape: tuple[int, ...]) -> TensorSpec:
     """The spec of a tensor of the same dtype with another name and shape."""
     each = spec.nbytes // max(spec.numel, 1)
-    found = TensorSpec(name, spec.dtype, shape, 0)
-    return replace(found, nbytes=found.numel * each)
+    changed = TensorSpec(name, spec.dtype, shape, 0)
+    return replace(changed, nbytes=changed.numel * each)

@@ -14,7 +14,7 @@ from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, OutputLayout, write_checkpoint
 from tailwise.compression.operators.registered import OPERATORS
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.factored import factored, jobs_in_factors
 from tailwise.compression.shrinking.remade import Made, Remade, laid_out
@@ -24,22 +24,24 @@ from tailwise.compression.shrinking.structured import (
     Widths,
     choose_by_magnitude,
     fits,
-    made,
     origin_of,
     planned_surgery,
 )
 from tailwise.compression.shrinking.structured_groups import ChannelGroup
 from tailwise.compression.shrinking.structured_scores import contributions, kept_units
+from tailwise.compression.shrinking.structured_written import made
 from tailwise.compression.treating.applied import Reached
 from tailwise.compression.treating.block_work import BlockWork, jobs_of
 from tailwise.compression.treating.journal import Journal
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of
 from tailwise.models.activations import Activations, Need
-from tailwise.models.walking.hosts import Host, _empty, architecture_of, separated
+from tailwise.models.walking.block_inputs import Block
+from tailwise.models.walking.hosts import Host, _empty, architecture_of
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
 from tailwise.models.walking.statistics import weight_of
-from tailwise.models.walking.walk import Block, walk_blocks
+from tailwise.models.walking.stored_names import separated
+from tailwise.models.walking.walk import walk_blocks
 
 Step = Callable[[int, int], None]
 
@@ -96,24 +98,24 @@ def work_of(source: ShrinkSource, widths: Widths) -> ShrinkWork:
     return ShrinkWork(source, origin, surgery)
 
 
-def write_smaller(work: ShrinkWork, found: Made, folder: Path, step: Step) -> tuple[str, ...]:
+def write_smaller(work: ShrinkWork, made: Made, folder: Path, step: Step) -> tuple[str, ...]:
     """Write the weights, their index, the changed config, and what it cannot say; notes."""
     origin = work.origin
-    view, layout = Remade(origin.checkpoint, found.entries), laid_out(origin.layout, found.entries)
-    total = len(found.entries)
+    view, layout = Remade(origin.checkpoint, made.entries), laid_out(origin.layout, made.entries)
+    total = len(made.entries)
     done = iter(range(1, total + 1))
 
     def counted(_: str) -> None:
         step(next(done), total)
 
     notes = write_checkpoint(layout, view, folder, counted)
-    if found.config:
+    if made.config:
         path = folder / "config.json"
-        config = _said(json_of(path.read_text(encoding="utf-8")), found.config, origin.config)
+        config = _said(json_of(path.read_text(encoding="utf-8")), made.config, origin.config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if found.shapes is not None:
-        (folder / PRUNED_FILE).write_text(found.shapes.to_text(), encoding="utf-8")
-    return (*found.notes, *notes)
+    if made.shapes is not None:
+        (folder / PRUNED_FILE).write_text(made.shapes.to_text(), encoding="utf-8")
+    return (*made.notes, *notes)
 
 
 def _said(before: Mapping[str, object], changes: Mapping[str, object], config: Any) -> dict[str, object]:
@@ -126,21 +128,21 @@ def _said(before: Mapping[str, object], changes: Mapping[str, object], config: A
     }
 
 
-def reached_in(plan: Plan, found: Made, folder: Path) -> tuple[Reached, ...]:
+def reached_in(plan: Plan, made: Made, folder: Path) -> tuple[Reached, ...]:
     """What the files hold. `UnreadableError` where the model that they describe would not load from them."""
     architecture, config = architecture_of(str(folder))
     model = _empty(architecture, config, torch.float32)
     with open_checkpoint(folder) as written:
         names = separated(model, written)
         reshape(model, Shapes.read(folder) or Shapes())
-        whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in found.entries)
+        whole = all(written.tensors[e.spec.name].shape == e.spec.shape for e in made.entries)
         if not whole or not fits(model, written, names):
             fix = "this is an error of tailwise: report it with the plan"
             raise UnreadableError("does not hold the tensors of the model that it describes", where=folder, fix=fix)
     return tuple(
         Reached(d.tensor, d.n_params, d.sparsity or 0.0, 1.0 - left / d.n_params, d.pattern, rank)
         for d in plan
-        for left, rank in [found.reached.get(d.tensor, (d.n_params, None))]
+        for left, rank in [made.reached.get(d.tensor, (d.n_params, None))]
     )
 
 
@@ -169,19 +171,19 @@ class _Choosing:
         groups = self._groups(block)
         if block.name in self.journal.finished:
             for group, _ in groups:
-                kept = self.journal.read(group.name)
-                if kept is not None:
-                    self._keep(block, group, kept)
+                units = self.journal.read(group.name)
+                if units is not None:
+                    self._keep(block, group, units)
             return {}
         return {group.reader.layer: "norms" for group, removed in groups if removed}
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         """See `Visitor`."""
         layers, chosen = block.layers(), {}
         for group, removed in self._groups(block):
             if not removed:
                 continue
-            seen = found.get(group.reader.layer)
+            seen = activations.get(group.reader.layer)
             if seen is None or seen.norms is None:
                 raise UsageError("no calibration text reached it", where=group.name, fix="give other text")
 
@@ -190,21 +192,21 @@ class _Choosing:
                 weight = weight_of(module).detach()
                 return weight.T if type(module).__name__ == "Conv1D" else weight
 
-            kept = kept_units(contributions(group, matrix, seen.norms[0]), removed)
-            chosen[group.name] = kept
-            self._keep(block, group, kept)
+            units = kept_units(contributions(group, matrix, seen.norms[0]), removed)
+            chosen[group.name] = units
+            self._keep(block, group, units)
         self.journal.keep(block.name, block.index, chosen, [])
 
     def _groups(self, block: Block) -> list[tuple[ChannelGroup, int]]:
         both = zip(self.surgery.groups, self.surgery.counts, strict=True)
         return [(group, removed) for group, removed in both if group.reader.layer.startswith(f"{block.name}.")]
 
-    def _keep(self, block: Block, group: ChannelGroup, kept: torch.Tensor) -> None:
+    def _keep(self, block: Block, group: ChannelGroup, units: torch.Tensor) -> None:
         """Remember, and let the blocks after see the model without the others: what is not read is not there."""
-        self.surgery.kept[group.name] = kept
+        self.surgery.kept[group.name] = units
         module = block.layers()[group.reader.layer]
         gone = torch.ones(group.units, dtype=torch.bool)
-        gone[kept] = False
+        gone[units] = False
         columns = group.reader.index[gone].flatten()
         weight = weight_of(module).data
         weight.index_fill_(int(type(module).__name__ != "Conv1D"), columns.to(weight.device), 0.0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.formats.memory import MemoryCheckpoint
 from tailwise.checkpoints.writer import OutputLayout, Shard
 from tailwise.compression.plans.plan import Plan
@@ -19,11 +18,9 @@ from tailwise.compression.plans.taking import Drop
 from tailwise.compression.shrinking.config_depth import depth_fields, inside
 from tailwise.compression.shrinking.coupled import on_meta, why_not
 from tailwise.compression.shrinking.experts_out import ExpertCuts, expert_cuts
-from tailwise.compression.shrinking.remade import Made, RemadeTensor, resized
 from tailwise.compression.shrinking.structured_groups import (
     KIND_WORDS,
     ChannelGroup,
-    Cut,
     groups_of,
     left_over,
     sizes_of_layer,
@@ -31,8 +28,9 @@ from tailwise.compression.shrinking.structured_groups import (
 from tailwise.compression.shrinking.structured_scores import kept_units, magnitudes
 from tailwise.compression.shrinking.structured_widths import removed_counts
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.hosts import Host, Streamed, _empty, _sources, lacking
+from tailwise.models.walking.hosts import Host, Streamed, _empty
 from tailwise.models.walking.shapes import Heads, Shapes, Sizes, reshape
+from tailwise.models.walking.stored_names import lacking, sources_of
 from tailwise.models.walking.towers import text_config_of
 from tailwise.models.walking.walk import blocks_of
 
@@ -54,8 +52,8 @@ class Origin:
 
     def matrix(self, layer: str) -> torch.Tensor:
         """The weight of a linear layer, (out × in)."""
-        found = self.checkpoint.read(self.sources[f"{layer}.weight"])
-        return found.T if type(self.model.get_submodule(layer)).__name__ == "Conv1D" else found
+        weights = self.checkpoint.read(self.sources[f"{layer}.weight"])
+        return weights.T if type(self.model.get_submodule(layer)).__name__ == "Conv1D" else weights
 
     def stored(self, layer: str, what: str) -> str | None:
         """The stored tensor of a layer's weight or bias."""
@@ -108,10 +106,10 @@ def planned_surgery(plan: Plan, origin: Origin, widths: Widths) -> Surgery:
     dropped = _dropped(plan, origin)
     experts = expert_cuts(plan, origin, dropped)
     changed = _merged(origin.config, depth_fields(origin.model, dropped), experts.fields)
-    found = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
+    surgery = Surgery(origin, plan, tuple(groups), tuple(counts), dropped, changed, experts)
     if any(counts):
-        _check_computes(found)
-    return found
+        _check_computes(surgery)
+    return surgery
 
 
 def _merged(config: Any, depth: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,14 +146,14 @@ def _only(surgery: Surgery, kind: str) -> Surgery:
 def _fails(surgery: Surgery) -> str | None:
     """Why the smaller model does not compute; where the config can say its sizes, as the config makes it."""
     shapes = shapes_of(surgery)
-    said = _said_by_config(surgery, shapes, {})
-    if said is None:
+    fields = _said_by_config(surgery, shapes, {})
+    if fields is None:
         model = on_meta(surgery.origin.model)
         reshape(model, shapes)
         return why_not(model)
     config: Any = surgery.origin.config
     return why_not(
-        _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **said}), torch.float32)
+        _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **fields}), torch.float32)
     )
 
 
@@ -165,13 +163,15 @@ def _dropped(plan: Plan, origin: Origin) -> tuple[str, ...]:
         return ()
     blocks = blocks_of(origin.model)
     names = {origin.places.get(tensor, ""): tensor for tensor in tensors}
-    found = {block.name for block in blocks for place in names if place.startswith(f"{block.name}.")}
-    lost = [tensor for place, tensor in names.items() if not place.startswith(tuple(f"{name}." for name in found))]
+    blocks_gone = {block.name for block in blocks for place in names if place.startswith(f"{block.name}.")}
+    lost = [
+        tensor for place, tensor in names.items() if not place.startswith(tuple(f"{name}." for name in blocks_gone))
+    ]
     if lost:
         raise UsageError("is in none of the blocks that can go", where=lost[0], fix="take the entry out of the plan")
-    if len(found) == len(blocks):
+    if len(blocks_gone) == len(blocks):
         raise UsageError("no block would be left", fix="keep at least one")
-    return tuple(block.name for block in blocks if block.name in found)
+    return tuple(block.name for block in blocks if block.name in blocks_gone)
 
 
 def choose_by_magnitude(surgery: Surgery) -> None:
@@ -198,135 +198,14 @@ def shapes_of(surgery: Surgery) -> Shapes:
     return Shapes(layers, heads)
 
 
-def made(surgery: Surgery) -> Made:
-    """The new checkpoint: every unit that stays is known."""
-    origin = surgery.origin
-    rename = _renamer(surgery)
-    shapes = shapes_of(surgery)
-    shapes = Shapes(
-        {name: sizes for old, sizes in shapes.layers.items() if (name := rename(old)) is not None},
-        {name: heads for old, heads in shapes.heads.items() if (name := rename(old)) is not None},
-    )
-    cuts = _cuts(surgery)
-    parameters = {stored: name for name, stored in origin.sources.items()}
-    entries = []
-    for shard in origin.layout.shards:
-        for spec in shard.specs:
-            parameter = parameters.get(spec.name)
-            new = surgery.experts.names.get(spec.name, spec.name)
-            if new is not None and parameter is not None:
-                new = _stored_name(new, parameter, rename)
-            if new is not None:
-                entries.append(_entry(origin.checkpoint, spec.name, new, cuts.get(spec.name, ())))
-    config = dict(surgery.changed)
-    equal = _said_by_config(surgery, shapes, config)
-    notes = surgery.experts.notes
-    if equal is None and shapes.layers:
-        notes = (
-            *notes,
-            "its layers have sizes that config.json cannot say: load it with tailwise.load_pruned",
-        )
-    elif equal is not None:
-        config, shapes = equal, Shapes()
-    sizes = {entry.source: entry.spec.numel for entry in entries}
-    reached = {decision.tensor: (sizes.get(origin.written(decision.tensor), 0), None) for decision in surgery.plan}
-    return Made(tuple(entries), config, shapes if shapes.layers else None, reached, notes)
-
-
-def _cuts(surgery: Surgery) -> dict[str, list[tuple[int, torch.Tensor]]]:
-    """Stored tensor → (axis, entries that stay)."""
-    found = {stored: [cut] for stored, cut in surgery.experts.cuts.items()}
-    for group, removed in zip(surgery.groups, surgery.counts, strict=True):
-        if not removed:
-            continue
-        kept = surgery.kept[group.name]
-        for cut in group.cuts:
-            for what, axis, stays in _axes(surgery.origin, cut, kept):
-                stored = surgery.origin.stored(cut.layer, what)
-                if stored is not None:
-                    found.setdefault(stored, []).append((axis, stays))
-    return found
-
-
-def _axes(origin: Origin, cut: Cut, kept: torch.Tensor) -> Iterable[tuple[str, int, torch.Tensor]]:
-    inputs, outputs = sizes_of_layer(origin.model, cut.layer)
-    size = outputs if cut.output else inputs
-    gone = torch.ones(len(cut.index), dtype=torch.bool)
-    gone[kept] = False
-    stay = torch.ones(size, dtype=torch.bool)
-    stay[cut.index[gone].flatten()] = False  # what no unit holds stays: keys that all queries share
-    stays = stay.nonzero().flatten()
-    transposed = type(origin.model.get_submodule(cut.layer)).__name__ == "Conv1D"
-    yield "weight", int(cut.output == transposed), stays
-    if cut.output:
-        yield "bias", 0, stays
-
-
-def _entry(checkpoint: Checkpoint, source: str, name: str, cuts: Iterable[tuple[int, torch.Tensor]]) -> RemadeTensor:
-    spec, listed = checkpoint.tensors[source], list(cuts)
-    if not listed:
-        return RemadeTensor(replace(spec, name=name), source)
-    shape = list(spec.shape)
-    for axis, stays in listed:
-        shape[axis] = len(stays)
-
-    def make() -> torch.Tensor:
-        found = checkpoint.read(source)
-        for axis, stays in listed:
-            found = found.index_select(axis, stays)
-        return found
-
-    return RemadeTensor(resized(spec, name, tuple(shape)), source, make)
-
-
-def _renamer(surgery: Surgery) -> Callable[[str], str | None]:
-    """Name of a module or parameter → the same after blocks went; None where it went too."""
-    if not surgery.dropped:
-        return lambda name: name
-    blocks = [block.name for block in blocks_of(surgery.origin.model)]
-    stem = blocks[0].rpartition(".")[0]
-    left = [name for name in blocks if name not in surgery.dropped]
-    numbers = {name.rpartition(".")[2]: str(left.index(name)) for name in left}
-    pattern = re.compile(rf"{re.escape(stem)}\.(\d+)(?=\.|$)")
-
-    def rename(name: str) -> str | None:
-        match = pattern.match(name)
-        if match is None:
-            return name
-        number = numbers.get(match[1])
-        return None if number is None else f"{stem}.{number}{name[match.end() :]}"
-
-    return rename
-
-
-def _stored_name(stored: str, parameter: str, rename: Callable[[str], str | None]) -> str | None:
-    """The stored name with the number that the block has now, wherever it stands in it; None where the block went."""
-    new = rename(parameter)
-    if new is None or new == parameter:
-        return None if new is None else stored
-    was, now = parameter.split("."), new.split(".")
-    at = next(place for place, (one, other) in enumerate(zip(was, now, strict=True)) if one != other)
-    parts = stored.split(".")
-    # The number after the name of the list, which most stored names have too; else the first such number.
-    places = [place for place, part in enumerate(parts) if part == was[at]]
-    place = next((place for place in places if place and parts[place - 1] == was[at - 1]), places[0])
-    parts[place] = now[at]
-    return ".".join(parts)
-
-
-def _key(config: Any, name: str) -> str:
-    """What the family calls a field in its config.json."""
-    return str((getattr(config, "attribute_map", None) or {}).get(name, name))
-
-
 def _said_by_config(surgery: Surgery, shapes: Shapes, depth: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields of config.json that say the same as `shapes`; None where no config does."""
     if not shapes.layers:
         return dict(depth)
     config = surgery.origin.config
-    found = {**depth, **_equal_fields(surgery)}
+    fields = {**depth, **_equal_fields(surgery)}
     try:
-        changed = type(config).from_dict({**config.to_dict(), **found})
+        changed = type(config).from_dict({**config.to_dict(), **fields})
         there = _empty(type(surgery.origin.model), changed, torch.float32)
         here = _empty(type(surgery.origin.model), type(config).from_dict({**config.to_dict(), **depth}), torch.float32)
     except Exception:  # a config that the architecture refuses says nothing
@@ -335,25 +214,30 @@ def _said_by_config(surgery: Surgery, shapes: Shapes, depth: Mapping[str, Any]) 
     same = {name: tuple(value.shape) for name, value in there.state_dict().items()} == {
         name: tuple(value.shape) for name, value in here.state_dict().items()
     }
-    return found if same else None
+    return fields if same else None
 
 
 def _equal_fields(surgery: Surgery) -> dict[str, Any]:
     """What the first group of each kind has; whether the others have the same is seen in the shapes."""
     config = surgery.origin.config
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for group, removed in zip(surgery.groups, surgery.counts, strict=True):
         if group.kind == "mlp":
-            found |= {name: group.units - removed for name in _WIDTHS if hasattr(config, name)}
+            fields |= {name: group.units - removed for name in _WIDTHS if hasattr(config, name)}
         elif group.heads is not None:
             left = left_over(group.heads, group.units - removed)
             values = dict(zip(_HEADS, (left.queries, left.groups, left.size), strict=True))
-            found |= {_key(config, name): value for name, value in values.items()
-                      if name != "num_key_value_heads" or hasattr(config, _key(config, name))}  # fmt: skip
-    return found
+            fields |= {_key(config, name): value for name, value in values.items()
+                       if name != "num_key_value_heads" or hasattr(config, _key(config, name))}  # fmt: skip
+    return fields
 
 
 def fits(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> bool:
     """Whether a checkpoint holds every tensor of a model, in its shape; `names` as of `separated`."""
-    sources = _sources(model, checkpoint, names)
+    sources = sources_of(model, checkpoint, names)
     return sources is not None and not lacking(model, sources)
+
+
+def _key(config: Any, name: str) -> str:
+    """What the family calls a field in its config.json."""
+    return str((getattr(config, "attribute_map", None) or {}).get(name, name))

@@ -71,7 +71,7 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
 
     `model` may be without weights; `places` says which parameter each stored tensor is.
     """
-    found: dict[tuple[int | None, str], list[DecidedLayer]] = {}
+    by_kind: dict[tuple[int | None, str], list[DecidedLayer]] = {}
     if all(decision.treatment.idle or decision.treatment.whole for decision in plan):
         return []
     for decision in plan:
@@ -83,10 +83,10 @@ def groups_of(plan: Plan, model: nn.Module, places: Mapping[str, str], config: M
                 raise _not_known(decision)
             continue
         named = DecidedLayer(decision, layer_of_decision(model, places, decision), match[2])
-        found.setdefault((decision.block, match[1]), []).append(named)
+        by_kind.setdefault((decision.block, match[1]), []).append(named)
     # A kind of which any block loses something is looked at in all: widths are equal, or not, over all of them.
-    cut = {kind for (_, kind), members in found.items() if any(item.decision.sparsity for item in members)}
-    wanted = {key: members for key, members in found.items() if key[1] in cut}
+    cut = {kind for (_, kind), members in by_kind.items() if any(item.decision.sparsity for item in members)}
+    wanted = {key: members for key, members in by_kind.items() if key[1] in cut}
     coupled: Mapping[str, frozenset[str]] = {}
     if any(kind == "mlp" for _, kind in wanted):
         roots = [_first(members) for (_, kind), members in wanted.items() if kind == "mlp"]
@@ -147,12 +147,12 @@ def _group(
         )
     if kind == "mlp":
         _check_coupled(members, coupled, block)
-    facts: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "block": block,
         "asked": amounts.pop(),
         "n_params": sum(item.decision.n_params for item in members),
     }
-    return maker(layers, model, dims_for(members[0].decision.tensor, config), facts)
+    return maker(layers, model, dims_for(members[0].decision.tensor, config), shared)
 
 
 def _check_coupled(members: list[DecidedLayer], coupled: Mapping[str, frozenset[str]], block: int | None) -> None:
@@ -166,10 +166,10 @@ def _check_coupled(members: list[DecidedLayer], coupled: Mapping[str, frozenset[
             where=f"{KIND_WORDS['mlp']} of block {block}",
             fix="they cannot be cut: plan with --roles of its attention, or use an operator that leaves the shapes",
         )
-    said = [f"the plan lacks {', '.join(lacking)}"] if lacking else []
-    said += [f"{', '.join(over)} shares no neurons with the others"] if over else []
+    troubles = [f"the plan lacks {', '.join(lacking)}"] if lacking else []
+    troubles += [f"{', '.join(over)} shares no neurons with the others"] if over else []
     raise UsageError(
-        "; ".join(said),
+        "; ".join(troubles),
         where=f"{KIND_WORDS['mlp']} of block {block}",
         fix="neurons go through every layer that holds them: plan without --roles, or take the entries out",
     )
@@ -182,8 +182,8 @@ def sizes_of_layer(model: nn.Module, layer: str) -> tuple[int, int]:
     return (rows, cols) if type(module).__name__ == "Conv1D" else (cols, rows)
 
 
-def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> ChannelGroup:  # noqa: ARG001
-    where = f"{KIND_WORDS['mlp']} of block {facts['block']}"
+def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, shared: dict[str, Any]) -> ChannelGroup:  # noqa: ARG001
+    where = f"{KIND_WORDS['mlp']} of block {shared['block']}"
     if "down" not in layers or not {"up", "gate_up"} & set(layers):
         raise UsageError("an up and a down projection are needed", where=where, fix="plan without --roles")
     width = sizes_of_layer(model, layers["down"])[0]
@@ -197,11 +197,11 @@ def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dic
             raise UsageError(f"{layer} has {size} features where {index.numel()} were expected", where=where)
         cuts.append(Cut(layer, part != "down", index))
     reader = next(cut for cut in cuts if not cut.output)
-    return ChannelGroup("mlp", units=width, cuts=tuple(cuts), reader=reader, **facts)
+    return ChannelGroup("mlp", units=width, cuts=tuple(cuts), reader=reader, **shared)
 
 
-def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[str, Any]) -> ChannelGroup:
-    where = f"{KIND_WORDS['attn']} of block {facts['block']}"
+def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, shared: dict[str, Any]) -> ChannelGroup:
+    where = f"{KIND_WORDS['attn']} of block {shared['block']}"
     if set(layers) not in ({"q", "k", "v", "o"}, {"qkv", "o"}):
         raise UsageError(
             f"the plan has {', '.join(sorted(layers))} of its attention; heads go through q, k, v (or qkv) and o",
@@ -222,7 +222,7 @@ def _heads(layers: Mapping[str, str], model: nn.Module, dims: Dims, facts: dict[
     reader = next(cut for cut in cuts if not cut.output)
     parent = layers.get("q", layers.get("qkv", "")).rpartition(".")[0]
     return ChannelGroup(
-        "attn", units=len(reader.index), cuts=cuts, reader=reader, attention=parent, heads=heads, **facts
+        "attn", units=len(reader.index), cuts=cuts, reader=reader, attention=parent, heads=heads, **shared
     )
 
 
@@ -248,7 +248,7 @@ def _head_indices(
     units = heads.queries if shared else heads.groups
     queries, values = heads.queries * heads.size, heads.groups * heads.size
     sizes = {part: sizes_of_layer(model, layer)[0 if part == "o" else 1] for part, layer in layers.items()}
-    found = {"o": torch.arange(queries).view(units, -1)}
+    indices = {"o": torch.arange(queries).view(units, -1)}
     if "qkv" in layers:
         inputs = sizes_of_layer(model, layers["qkv"])[0]
         ranges = qkv_ranges(layers["qkv"], sizes["qkv"], dims, square=sizes["qkv"] == 3 * inputs)
@@ -258,18 +258,18 @@ def _head_indices(
             part: torch.cat([torch.arange(start, stop) for start, stop in where]) for part, where in ranges.items()
         }
         taken = ("q",) if shared else ("q", "k", "v")
-        found["qkv"] = torch.cat([parts[part].view(units, -1) for part in taken], dim=1)
+        indices["qkv"] = torch.cat([parts[part].view(units, -1) for part in taken], dim=1)
     else:
         if (sizes["q"], sizes["k"], sizes["v"]) != (queries, values, values):
             return None
-        found["q"] = torch.arange(queries).view(units, -1)
+        indices["q"] = torch.arange(queries).view(units, -1)
         if not shared:
-            found |= {part: torch.arange(values).view(units, -1) for part in ("k", "v")}
-    return found if sizes["o"] == queries else None
+            indices |= {part: torch.arange(values).view(units, -1) for part in ("k", "v")}
+    return indices if sizes["o"] == queries else None
 
 
-def left_over(heads: Heads, kept: int) -> Heads:
+def left_over(heads: Heads, remaining: int) -> Heads:
     """The heads of which `kept` units stay."""
     if heads.groups == 1:
-        return Heads(kept, 1, heads.size)
-    return Heads(kept * (heads.queries // heads.groups), kept, heads.size)
+        return Heads(remaining, 1, heads.size)
+    return Heads(remaining * (heads.queries // heads.groups), remaining, heads.size)

@@ -22,7 +22,7 @@ def removed_counts(groups: Sequence[ChannelGroup], *, equal: bool, multiple: int
         raise UsageError(f"widths cannot be a multiple of {multiple}", fix="give 1 or more, such as 8")
     steps = np.array([_step(group, multiple) for group in groups], dtype=np.float64)
     asked = np.array([group.asked for group in groups], dtype=np.float64)
-    found = np.zeros(len(groups), dtype=np.int64)
+    removed = np.zeros(len(groups), dtype=np.int64)
     together = np.zeros(len(groups), dtype=bool)
     for kind in ("attn", "mlp"):
         members = [index for index, group in enumerate(groups) if group.kind == kind]
@@ -32,12 +32,12 @@ def removed_counts(groups: Sequence[ChannelGroup], *, equal: bool, multiple: int
         sizes = np.array([groups[index].n_params for index in members], dtype=np.float64)
         amount = float(asked[members] @ sizes / sizes.sum())
         for index in members:
-            found[index] = round(amount * groups[index].units / steps[index])
+            removed[index] = round(amount * groups[index].units / steps[index])
             together[index] = True
     apart = np.flatnonzero(~together)
     if len(apart):
-        found[apart] = _rounded([groups[index] for index in apart.tolist()], steps[apart])
-    counts = [int(count * step) for count, step in zip(found, steps, strict=True)]
+        removed[apart] = _rounded([groups[index] for index in apart.tolist()], steps[apart])
+    counts = [int(count * step) for count, step in zip(removed, steps, strict=True)]
     for group, count in zip(groups, counts, strict=True):
         _check(group, count, multiple)
     return counts

@@ -12,7 +12,8 @@ from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Matrices
-from tailwise.compression.treating.layer_matrices import as_matrices
+from tailwise.compression.treating.treated import as_matrices
+from tailwise.core.shown import Brief, Shown, brief
 from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ class Reached:
         return {**head, **amounts, "pattern": self.how, **({} if self.rank is None else {"rank": self.rank})}
 
 
-@dataclass(frozen=True)
-class Applied:
+@dataclass(frozen=True, repr=False)
+class Applied(Brief):
     """A plan that was applied.
 
-    A quantized checkpoint is de-quantized, as large as its source; where it is packed, `reached` counts the bytes of
+    A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
     the file.
     """
 
@@ -78,7 +79,7 @@ class Applied:
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     smaller: bool = False  # parameters were taken out and not only set to zero
-    packed: str | None = None  # the layout of the output; None where it is de-quantized
+    packed: str | None = None  # the layout of the output; None where it is dequantized
     loads: str = ""  # what a packed model is loaded with
     pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
@@ -119,11 +120,21 @@ class Applied:
             "notes": list(self.notes),
         }
 
+    def __repr__(self) -> str:
+        unit = " bits per weight" if self.in_bits else " of the parameters"
+        asked = f"asked {self.asked:.4g}, reached {self.reached:.4g}{unit}"
+        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {asked})"
 
-def weighted_mean(found: list[tuple[int, float]]) -> float:
+    def _shown(self) -> Shown:
+        rows = [(one.tensor, one.n_params, one.asked, one.reached, one.relative_error) for one in self.tensors]
+        heads = ("tensor", "parameters", "asked", "reached", "relative error")
+        return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
+
+
+def weighted_mean(weighted: list[tuple[int, float]]) -> float:
     """Mean of (weight, value); 0 where there is none."""
-    total = sum(size for size, _ in found)
-    return sum(size * value for size, value in found) / total if total else 0.0
+    total = sum(size for size, _ in weighted)
+    return sum(size * value for size, value in weighted) / total if total else 0.0
 
 
 def read_back(plan: Plan, source: Checkpoint, written: Checkpoint, grids: Grids) -> tuple[Reached, ...]:

@@ -21,10 +21,11 @@ from tailwise.compression.treating.kept_grids import kept_grids
 from tailwise.compression.treating.treated import treated_layer
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.experts import ExpertStack
 from tailwise.models.walking.hosts import Host, layer_of
 from tailwise.models.walking.statistics import few_tokens, matrices_of, reaching, weight_of
-from tailwise.models.walking.walk import Block, blocks_of, vision_blocks_of
+from tailwise.models.walking.walk import blocks_of, vision_blocks_of
 
 _SHOWN = 5
 
@@ -92,15 +93,15 @@ def _check_images(lost: Sequence[Decision], plan: Plan) -> None:
 
 
 def _check_reached(lost: Iterable[Decision], plan: Plan, how: TreatmentSettings) -> None:
-    found = list(lost)
-    if not found:
+    missing = list(lost)
+    if not missing:
         return
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    stacked = any(item.role.startswith("expert_") for item in found)
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    stacked = any(item.role.startswith("expert_") for item in missing)
     why = " (transformers holds the experts of a block in one tensor, and what each is given is not seen)"
     raise UsageError(
         f"{plan.operator} reaches linear layers and convolutions inside the blocks alone; it does not reach "
-        f"{', '.join(item.tensor for item in found[:_SHOWN])}{more}{why if stacked else ''}",
+        f"{', '.join(item.tensor for item in missing[:_SHOWN])}{more}{why if stacked else ''}",
         fix=f"take these entries out of the plan, or use the operator {WITHOUT_DATA[how.operator.does]}",
     )
 
@@ -124,28 +125,28 @@ class BlockWork:
         if block.name not in self.shelf.finished:
             return dict.fromkeys(mine, self.need)
         for name, module in mine.items():
-            found = self.shelf.read(self.jobs[name].decision.tensor)
-            if found is not None:
-                put_in(module, found)
+            read_back = self.shelf.read(self.jobs[name].decision.tensor)
+            if read_back is not None:
+                put_in(module, read_back)
         return {}
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         """See `Visitor`."""
-        kept: dict[str, torch.Tensor] = {}
+        treated: dict[str, torch.Tensor] = {}
         notes: list[str] = []
         for name, module in block.layers().items():
             if name in self.jobs:
-                kept |= self._treat(module, self.jobs[name], found.get(name), notes)
-        if few := few_tokens({name: seen for name, seen in found.items() if name in self.jobs}):
+                treated |= self._treat(module, self.jobs[name], activations.get(name), notes)
+        if few := few_tokens({name: seen for name, seen in activations.items() if name in self.jobs}):
             count, of, least = few
             notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
-        self.shelf.keep(block.name, block.index, kept, notes)
+        self.shelf.keep(block.name, block.index, treated, notes)
 
     def made(self, job: LayerJob, weight: torch.Tensor, done: Sequence[OperatorResult]) -> None:
         """A hook: `done` is what became of each matrix of a layer's weight."""
 
     def _treat(
-        self, module: nn.Module, job: LayerJob, found: Activations | None, notes: list[str]
+        self, module: nn.Module, job: LayerJob, activations: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
         """Treat a layer in place; the blocks after see the model that is written."""
         tensor = job.decision.tensor
@@ -153,10 +154,10 @@ class BlockWork:
             notes += [
                 f"{_named(tensor, module, group)}: no input reached it, so it was {_instead(self.how)}"
                 for group in range(len(matrices_of(module)))
-                if reaching(found, group) is None  # an expert that no token was sent to
+                if reaching(activations, group) is None  # an expert that no token was sent to
             ]
         weight = weight_of(module).detach().to(job.dtype)
-        stored, done = treated_layer(module, weight, job.decision, self.how, found)
+        stored, done = treated_layer(module, weight, job.decision, self.how, activations)
         self.made(job, weight, done)
         put_in(module, stored)
         return {tensor: stored, **kept_grids(tensor, done)}

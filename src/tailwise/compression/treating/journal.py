@@ -60,8 +60,8 @@ class Journal:
         from safetensors.torch import save
 
         path = self._folder / f"block-{index:05d}-{block}.safetensors"  # of two towers, blocks have one number
-        facts = {"block": block, "notes": json.dumps(notes)}
-        write_whole(path, save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata=facts))
+        metadata = {"block": block, "notes": json.dumps(notes)}
+        write_whole(path, save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata=metadata))
         self._know(path)
 
     def read(self, name: str) -> torch.Tensor | None:
@@ -71,14 +71,14 @@ class Journal:
         if name not in self._files:
             return None
         with safe_open(self._files[name], framework="pt") as file:
-            found: torch.Tensor = file.get_tensor(name)
-            return found
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
     def _know(self, path: Path) -> None:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
+            metadata = file.metadata()
             self._files |= dict.fromkeys(file.keys(), path)
-        self.finished.add(facts["block"])
-        self.notes += json_of(facts["notes"])
+        self.finished.add(metadata["block"])
+        self.notes += json_of(metadata["notes"])

@@ -19,16 +19,16 @@ _PARTS = ("scales", "steps", "zeros", "lows")
 
 def kept_grids(tensor: str, done: Sequence[OperatorResult]) -> dict[str, torch.Tensor]:
     """Scales and zero points of each matrix, by names that no tensor has; nothing where there are none."""
-    found: dict[str, torch.Tensor] = {}
+    grids: dict[str, torch.Tensor] = {}
     for index, item in enumerate(done):
         if item.grid is not None:
             parts = {name: getattr(item.grid, name) for name in _PARTS}
             if parts["scales"] is parts["steps"]:  # one tensor cannot be stored under two names
                 del parts["scales"]
-            found |= {f"{tensor}#{index}.{name}": value for name, value in parts.items() if value is not None}
+            grids |= {f"{tensor}#{index}.{name}": value for name, value in parts.items() if value is not None}
             if item.grid.tensor_scale is not None:
-                found[f"{tensor}#{index}.tensor_scale"] = torch.tensor(item.grid.tensor_scale, dtype=torch.float64)
-    return found
+                grids[f"{tensor}#{index}.tensor_scale"] = torch.tensor(item.grid.tensor_scale, dtype=torch.float64)
+    return grids
 
 
 def grids_in(journal: Journal, decision: Decision) -> list[ValueGrid] | None:
@@ -37,16 +37,16 @@ def grids_in(journal: Journal, decision: Decision) -> list[ValueGrid] | None:
     chosen = None if cast is None else cast.fitted(decision.shape)
     if not isinstance(chosen, ScaledFormat | GgmlFormat):
         return None
-    found: list[ValueGrid] = []
-    while (steps := journal.read(f"{decision.tensor}#{len(found)}.steps")) is not None:
-        here = f"{decision.tensor}#{len(found)}"
+    grids: list[ValueGrid] = []
+    while (steps := journal.read(f"{decision.tensor}#{len(grids)}.steps")) is not None:
+        here = f"{decision.tensor}#{len(grids)}"
         scales, whole = journal.read(f"{here}.scales"), journal.read(f"{here}.tensor_scale")
         zeros, lows = journal.read(f"{here}.zeros"), journal.read(f"{here}.lows")
         if isinstance(chosen, GgmlFormat):
-            found.append(StoredBlocks.of(steps if scales is None else scales, chosen.type_id))
+            grids.append(StoredBlocks.of(steps if scales is None else scales, chosen.type_id))
             continue
         scale = None if whole is None else float(whole)
-        found.append(
+        grids.append(
             ValueGrid(chosen.element, steps if scales is None else scales, steps, zeros, scale, chosen.group_size, lows)
         )
-    return found
+    return grids

@@ -11,16 +11,44 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
+from tailwise.checkpoints.orientation import is_stored_in_out
+from tailwise.checkpoints.roles import classify
 from tailwise.compression.operators.operator import OperatorResult
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import TreatmentSettings
-from tailwise.compression.treating.layer_matrices import as_matrices, from_matrices
 from tailwise.core.errors import TailwiseError
 from tailwise.models.activations import Activations
 from tailwise.models.walking.statistics import matrices_of, reaching, stored_from
 from tailwise.number_formats.grid import ValueGrid
+
+
+def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
+    """A stored tensor as (count, out, in): stacked experts are several matrices, all else is one."""
+    if is_transposed(name, tuple(tensor.shape), config):
+        tensor = tensor.mT
+    if tensor.ndim == 3 and classify(name, 3, config).role.startswith("expert_"):
+        return tensor
+    return tensor.reshape(1, tensor.shape[0], -1)
+
+
+def from_matrices(matrices: torch.Tensor, like: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
+    """The inverse of `as_matrices`, in the shape and dtype of `like`."""
+    if is_transposed(name, tuple(like.shape), config):
+        matrices = matrices.mT
+    return matrices.reshape(like.shape).to(like.dtype)
+
+
+def matrix_sizes(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
+    """(inputs, entries) of each matrix in a stored tensor."""
+    _, outputs, inputs = as_matrices(torch.empty(shape, device="meta"), name, config).shape
+    return inputs, inputs * outputs
+
+
+def is_transposed(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is stored (in, out)."""
+    return is_stored_in_out(name, shape, classify(name, len(shape), config).role, config)
 
 
 @contextmanager
@@ -38,12 +66,12 @@ def treated_tensor(
     """A stored tensor after its treatment, by its weights alone."""
     matrices = as_matrices(stored, decision.tensor, config)
     with _named(decision):
-        found = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
-    return from_matrices(torch.stack(found), stored, decision.tensor, config)
+        treated = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
+    return from_matrices(torch.stack(treated), stored, decision.tensor, config)
 
 
 def treated_layer(
-    module: nn.Module, weight: torch.Tensor, decision: Decision, how: TreatmentSettings, found: Activations | None
+    module: nn.Module, weight: torch.Tensor, decision: Decision, how: TreatmentSettings, activations: Activations | None
 ) -> tuple[torch.Tensor, list[OperatorResult]]:
     """The weight of a layer, in the dtype that it is stored in, after its treatment; and each matrix by itself.
 
@@ -51,7 +79,8 @@ def treated_layer(
     """
     with _named(decision):
         done = [
-            decision.treatment.do(W, how, reaching(found, group)) for group, W in enumerate(matrices_of(module, weight))
+            decision.treatment.do(W, how, reaching(activations, group))
+            for group, W in enumerate(matrices_of(module, weight))
         ]
     return stored_from(module, torch.stack([item.weight for item in done])).to(weight.dtype), done
 
@@ -74,6 +103,6 @@ class Treated:
 
     def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
         """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
-        found = [decision.treatment.do(W, self._how).grid for W in matrices]
-        kept = [grid for grid in found if grid is not None]
-        return kept or None
+        grids = [decision.treatment.do(W, self._how).grid for W in matrices]
+        known = [grid for grid in grids if grid is not None]
+        return known or None

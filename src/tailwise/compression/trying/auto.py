@@ -10,7 +10,7 @@ from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import (
-    LastJudgement,
+    PlanScorer,
     Scored,
     best_of_each,
     rows_of,
@@ -29,8 +29,8 @@ _PROMISING = 2
 class Search(ABC):
     """What is tried, of amounts or of formats."""
 
-    def __init__(self, court: LastJudgement) -> None:
-        self.court, self.stage, self.clock = court, court.stage, court.clock
+    def __init__(self, scorer: PlanScorer) -> None:
+        self.scorer, self.stage, self.clock = scorer, scorer.stage, scorer.clock
         self.untried: list[str] = []  # ways that the time did not reach
 
     @property
@@ -55,16 +55,16 @@ class Search(ABC):
         """A plan changed by trial for the time that is left but for the last scores; itself where none can be."""
 
     @abstractmethod
-    def told(self, kept: Scored) -> Plan:
+    def told(self, best: Scored) -> Plan:
         """The plan that is kept, with its budget, settings, and reasons where the search found it."""
 
     @abstractmethod
-    def notes(self, kept: Scored) -> tuple[str, Sequence[str]]:
+    def notes(self, best: Scored) -> tuple[str, Sequence[str]]:
         """How it follows depth, and what was left out."""
 
     def moved(self, loss: float, tried: int) -> None:
         """Say how far the refinement is."""
-        self.court.tell(f"search: {self.court.in_words(loss)} after {tried} moves")
+        self.scorer.tell(f"search: {self.scorer.in_words(loss)} after {tried} moves")
 
 
 def auto(search: Search) -> Plan:
@@ -72,63 +72,63 @@ def auto(search: Search) -> Plan:
 
     Uniform and depth come first, whatever the time; then every known way once, at its best known setting, and the plan
     by the gradient; then other settings of the ways that did best. The inputs of the layers are measured again behind
-    the best of them, and it is refined until the court's clock leaves time for the last choice: uniform, depth, the
+    the best of them, and it is refined until the scorer's clock leaves time for the last choice: uniform, depth, the
     best known way and what was found are scored on windows that no step has seen, and the one with the least is kept.
     """
-    court = search.court
-    court.say(_allowed(search), 0.0)
+    scorer = search.scorer
+    scorer.say(_allowed(search), 0.0)
     tried = _of_known_ways(search)
     always = tried[: len(search.first)]
     best = min(tried, key=lambda item: item.loss)
-    finalists = [*always, *best_of_each([item for item in tried if item not in always], court.finalists)]
-    if not court.over:
-        found = search.refine(_seen_anew(court, best))
+    finalists = [*always, *best_of_each([item for item in tried if item not in always], scorer.finalists)]
+    if not scorer.over:
+        found = search.refine(_seen_anew(scorer, best))
         finalists += [found] if found.plan != best.plan else []
-    court.judge(finalists)
+    scorer.judge(finalists)
     kept = min(finalists, key=lambda item: item.judged)
-    court.stage.trial.restore()
+    scorer.stage.trial.restore()
     return _final(search, kept, [*tried, *(item for item in finalists if item not in tried)])
 
 
 def _allowed(search: Search) -> str:
     """What the time is enough for, before it is spent."""
-    court, count = search.court, len(search.first) + sum(1 for _ in search.ways())
-    pace = court.stage.pace
+    scorer, count = search.scorer, len(search.first) + sum(1 for _ in search.ways())
+    pace = scorer.stage.pace
     if pace is None:
         return f"{count} known ways to try"
-    each = max(pace.quick * len(court.stage.search), 1e-9)
-    judging = 4 * (pace.exact * len(court.stage.guard) + 2 * pace.quick * len(court.stage.judged_on))
-    trials = max(0, int((court.clock.left - judging) / each))
-    needed = (court.clock.spent + count * each + judging) / 60
+    each = max(pace.quick * len(scorer.stage.search), 1e-9)
+    judging = 4 * (pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on))
+    trials = max(0, int((scorer.clock.left - judging) / each))
+    needed = (scorer.clock.spent + count * each + judging) / 60
     return (
         f"this budget allows about {trials} trials of {each:.2g} s; {needed:.2g} minutes reach all {count} known ways"
     )
 
 
 def _of_known_ways(search: Search) -> list[Scored]:
-    court = search.court
+    scorer = search.scorer
     (name, settings), *others = search.first
     plans = [plan for plan in (search.plan_of(name, settings),) if plan is not None]
-    tried = [court.opened(name, plans[0])]
-    court.judge(tried)
+    tried = [scorer.opened(name, plans[0])]
+    scorer.judge(tried)
     for way in others:
         tried += _first_of(search, [way], tried)
     families = [list(family) for family in search.ways()]
-    if court.far is not None:
+    if scorer.engine is not None:
         tried += _first_of(search, [family[0] for family in families], tried)
     else:
         for family in families:
-            if court.clock.share > _FIRST or court.over:
+            if scorer.clock.share > _FIRST or scorer.over:
                 search.untried.append(family[0][0])
                 continue
             tried += _first_of(search, family[:1], tried)
-    if not court.over and (estimated := search.by_gradient(tried[0])) is not None:
+    if not scorer.over and (estimated := search.by_gradient(tried[0])) is not None:
         tried.append(estimated)
     by_loss = {item.name: item.loss for item in sorted(tried, key=lambda item: -item.loss)}
     promising = sorted(families, key=lambda family: by_loss.get(family[0][0], float("inf")))[:_PROMISING]
     for family in promising:
         for way in family[1:]:
-            if court.clock.share > _MORE or court.over:
+            if scorer.clock.share > _MORE or scorer.over:
                 return tried
             tried += _first_of(search, [way], tried)
     return tried
@@ -143,36 +143,36 @@ def _first_of(search: Search, ways: Sequence[Way], tried: Sequence[Scored]) -> l
         if plan is not None and not any(_same(plan.decisions, decisions) for decisions in known):
             known.append(plan.decisions)
             new.append((name, settings, plan))
-    return search.court.tried_all(new)
+    return search.scorer.tried_all(new)
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return all(a.treatment == b.treatment for a, b in zip(one, other, strict=True))
 
 
-def _seen_anew(court: LastJudgement, best: Scored) -> Scored:
+def _seen_anew(scorer: PlanScorer, best: Scored) -> Scored:
     """The best so far, scored by what layers see behind it."""
-    trial = court.stage.trial
+    trial = scorer.stage.trial
     if not trial.how.looks:
         return best
-    court.tell(f"measuring inputs behind {best.name}")
-    trial.look_again(best.plan, court.stage.looked)
-    return court.tried(best.name, best.settings, best.plan)
+    scorer.tell(f"measuring inputs behind {best.name}")
+    trial.look_again(best.plan, scorer.stage.looked)
+    return scorer.tried(best.name, best.settings, best.plan)
 
 
-def _final(search: Search, kept: Scored, everything: list[Scored]) -> Plan:
-    plan, court = search.told(kept), search.court
-    depth, left = search.notes(kept)
+def _final(search: Search, chosen: Scored, everything: list[Scored]) -> Plan:
+    plan, scorer = search.told(chosen), search.scorer
+    depth, left = search.notes(chosen)
     missed = [f"not tried for lack of time: {listed(dict.fromkeys(search.untried))}"] if search.untried else []
     notes = [
-        f"sign: {direction_in_words(plan.operator)}; candidates were tested on the text, whatever the sign",
+        f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
         depth,
-        verdict(kept, everything[0], court.stage.trial.material.unit),
-        trials_in_words(court),
+        verdict(chosen, everything[0], scorer.stage.trial.material.unit),
+        trials_in_words(scorer),
         *missed,
         *left,
-        *court.stage.notes,
+        *scorer.stage.notes,
     ]
-    settings: dict[str, Any] = {"kept": kept.name, **plan.settings, "seed": court.stage.seed}
-    tried = rows_of(everything, kept)
+    settings: dict[str, Any] = {"kept": chosen.name, **plan.settings, "seed": scorer.stage.seed}
+    tried = rows_of(everything, chosen)
     return plan.replace(allocator="auto", settings=settings, tried=tried, notes=tuple(dict.fromkeys(notes)))

@@ -24,7 +24,7 @@ class Clock:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.seconds) or self.seconds <= 0:
-            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give some time, e.g. --budget 5m")
+            raise UsageError(f"a time budget of {self.seconds:g} s", fix="give more than zero to --budget")
         object.__setattr__(self, "began", self.read())
 
     @property

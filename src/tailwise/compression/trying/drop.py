@@ -15,6 +15,7 @@ from tailwise.compression.shrinking.config_depth import depth_fields
 from tailwise.compression.shrinking.experts_dropped import how_many, norms_of, picks, seldom, small, without_experts
 from tailwise.compression.shrinking.experts_out import mixtures_of
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.loading import check_length, load_tokenizer
 from tailwise.models.evaluation.tokens import tokens_of
 from tailwise.models.walking.calibrate import sample_windows
@@ -35,6 +36,10 @@ class DropOptions:
     seed: int = 0
     device: str = "cpu"
     bos: str = "auto"  # whether windows begin with the token that begins a text
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, samples=1, window=2, seed=0)
 
 
 def least_blocks(plan: Plan, model: str, count: int, options: DropOptions) -> dict[int, str]:

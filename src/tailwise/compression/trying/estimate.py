@@ -46,4 +46,4 @@ def estimated_losses(
 
 
 def _along(slope: torch.Tensor, values: torch.Tensor) -> float:
-    return float((slope * values.to(slope.dtype)).sum(dtype=torch.float64))
+    return float((slope.float() * values.float()).sum(dtype=torch.float64))

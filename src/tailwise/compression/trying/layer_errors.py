@@ -48,8 +48,8 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
         seen = inputs.get(item.tensor)
         whole = (_square(W), _through(W, seen))
         for chosen in map(parse_format, formats):
-            found = torch.stack([chosen.quantize(matrix).values.to(W.dtype) for matrix in W]).float() - W.float()
-            key, weight, output = (item.tensor, chosen.name), _square(found), _through(found, seen)
+            errors = torch.stack([chosen.quantize(matrix).values.to(W.dtype) for matrix in W]).float() - W.float()
+            key, weight, output = (item.tensor, chosen.name), _square(errors), _through(errors, seen)
             tables.weight[key], tables.weight_relative[key] = weight, weight / (whole[0] or 1.0)
             if output is not None and whole[1] is not None:
                 tables.output[key], tables.output_relative[key] = output, output / (whole[1] or 1.0)

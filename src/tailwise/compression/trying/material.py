@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from tailwise.models.evaluation.images import image_losses
 from tailwise.models.evaluation.losses import batch_for, device_of, logits_of, scoring, token_losses
@@ -22,6 +23,7 @@ Objective = Literal["kl", "loss"]
 Values = NDArray[np.float64]
 #: The most likely next tokens of the dense model that are kept of each place; the others count as one.
 TOP = 256
+_PLACES = 64  # of a window, whose logits are widened to float32 at once
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ def products_in(passes: torch.dtype | None, model: nn.Module) -> AbstractContext
 class Material(Protocol):
     """Scores a model, and says what it is called with. `chosen` is a tensor whose rows are the windows or images."""
 
-    objective: Objective
+    @property
+    def objective(self) -> Objective:
+        """What is made small."""
 
     @property
     def unit(self) -> str:
@@ -84,7 +88,7 @@ class Text:
 
     def remember(self, model: nn.Module, chosen: torch.Tensor) -> None:
         """Keep what the model, dense now, predicts: the `TOP` likeliest tokens of each place and their logarithms."""
-        with scoring(model), torch.inference_mode():
+        with scoring(model), torch.no_grad():  # what is made in inference mode cannot take part in gradients
             for window in chosen:
                 logits = logits_of(model, window[None].to(device_of(model)))[0, :-1]
                 logs = logits.float().log_softmax(dim=-1)
@@ -118,11 +122,11 @@ class Text:
     def _divergence(self, logits: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
         """(length − 1,): KL(dense ‖ model) with all but the likeliest tokens as one, a little below the whole."""
         indices, known = (item.to(logits.device) for item in self._dense[_key(window)])
-        logs = logits[:-1].float()
-        found = logs.gather(1, indices.long()) - logs.logsumexp(dim=-1, keepdim=True)
-        divergence = (known.exp() * (known - found)).sum(dim=-1)
-        rest, of_rest = (_log_rest(item) for item in (known, found))
-        return divergence + rest.exp() * (rest - of_rest)
+        parts = zip(logits[:-1].split(_PLACES), indices.split(_PLACES), known.split(_PLACES), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([_of_places(*part) for part in parts])
+        # Widened logits of a few places at a time are held, and made again on the way back.
+        return torch.cat([checkpoint(_of_places, *part, use_reentrant=False) for part in parts])
 
     def inputs(self, chosen: torch.Tensor) -> Inputs:
         """See `Material`."""
@@ -131,6 +135,14 @@ class Text:
     def words(self, chosen: torch.Tensor) -> str:
         """See `Material`."""
         return f"{len(chosen)} windows of {chosen.shape[1]} tokens"
+
+
+def _of_places(logits: torch.Tensor, indices: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """(places,) divergences of (places, vocabulary) logits from `known` logarithms at `indices`, (places, top)."""
+    logs = logits.float()
+    found = logs.gather(1, indices.long()) - logs.logsumexp(dim=-1, keepdim=True)
+    rest, of_rest = (_log_rest(item) for item in (known, found))
+    return (known.exp() * (known - found)).sum(dim=-1) + rest.exp() * (rest - of_rest)
 
 
 def _key(window: torch.Tensor) -> bytes:

@@ -10,11 +10,11 @@ from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.material import Objective
-from tailwise.compression.trying.scored import LastJudgement, Say
+from tailwise.compression.trying.scored import PlanScorer, Say
 from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.stage import StageOptions, stage_of
-from tailwise.compression.trying.trial_tasks import elsewhere
+from tailwise.compression.trying.trial_tasks import trials_on_engine
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.walking.hosts import check_causal
@@ -60,9 +60,9 @@ def planned(
     elif allocator == AUTO:
         text = replace(text, objective=text.objective or BEST_OBJECTIVE, divergences=True)
     stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None)
-    with elsewhere(audit.model, around, stage.options) as far:
-        court = LastJudgement(stage, clock, say or silent, far=far)
-        return made.auto(court) if allocator == AUTO else made.measured(court, allocator)
+    with trials_on_engine(audit.model, around, stage.options) as engine:
+        scorer = PlanScorer(stage, clock, say or silent, engine=engine)
+        return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 
 def silent(what: str, done: float) -> None:

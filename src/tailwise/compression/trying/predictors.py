@@ -1,4 +1,4 @@
-"""`foretold()`: do α and its rivals foretell which matrix bears compression? Measured on the model at hand.
+"""`foretold()`: do α and its rivals predict which matrix tolerates compression? Measured on the model at hand.
 
 The losses are those that `sensitivity` measures: what the model loses on text when one tensor alone is pruned or
 rounded, with all others dense, and with all others compressed too. They are held against numbers of the spectra, and
@@ -90,16 +90,16 @@ def foretold(
     stage = stage_of(audit.model, plan, text)
     measured = dict(_measured(plan, request, stage, say or (lambda _what, _done: None)))
     stage.trial.restore()
-    found, _ = candidates(audit, request.choice, request.estimator or estimator_for(audit))
-    numbers = _numbers(found, stage)
+    eligible, _ = candidates(audit, request.choice, request.estimator or estimator_for(audit))
+    numbers = _numbers(eligible, stage)
     correlations = tuple(
-        _correlated(name, values, label, losses, (found, scope))
+        _correlated(name, values, label, losses, (eligible, scope))
         for label, losses in measured.items()
         for name, values in numbers.items()
         for scope in _SCOPES
     )
     kind = "quantize" if isinstance(request, QuantizeRequest) else "prune"
-    few = (f"{len(found)} tensors are few: intervals are wide",) if len(found) < 30 else ()
+    few = (f"{len(eligible)} tensors are few: intervals are wide",) if len(eligible) < 30 else ()
     return Foresight(audit.model, plan.operator, kind, measured, correlations, tuple(_answers(correlations, kind)),
                      (*few, *stage.notes))  # fmt: skip
 
@@ -132,7 +132,7 @@ def _measured(
             (f"alone at {100 * level:.0f} %", dense, [item.but(sparsity=level) for item in plan]),
             (f"{100 * more:.0f} % among {100 * level:.0f} %", plan, [item.but(sparsity=more) for item in plan]),
         )
-    found = []
+    measured = []
     for index, (label, around, entries) in enumerate(ways):
         variants = [Variant(item.tensor, {place: item}) for place, item in enumerate(entries)]
 
@@ -140,22 +140,22 @@ def _measured(
             say(f"{label}: tensor {done} of {total}", (index + done / total) / len(ways))
 
         losses: dict[Hashable, float] = variant_losses(stage.trial, around, stage.search, variants, progress=tell)
-        found.append((label, {str(tensor): loss for tensor, loss in losses.items()}))
-    return found
+        measured.append((label, {str(tensor): loss for tensor, loss in losses.items()}))
+    return measured
 
 
-def _numbers(found: Sequence[Candidate], stage: Stage) -> dict[str, list[float]]:
+def _numbers(eligible: Sequence[Candidate], stage: Stage) -> dict[str, list[float]]:
     """Predictor → a number for each candidate, NaN where it has none; those that no candidate has are left out."""
     outliers = stage.scores.outlier_ratios
     numbers = {}
     for name, metric in PREDICTORS.items():
         if metric:
             sign = -1.0 if metric == "alpha_hill_z" else 1.0
-            values = [np.nan if (value := item.value(metric)) is None else sign * value for item in found]
+            values = [np.nan if (value := item.value(metric)) is None else sign * value for item in eligible]
         elif name == "owl":
-            values = [outliers.get(item.block, np.nan) if item.block is not None else np.nan for item in found]
+            values = [outliers.get(item.block, np.nan) if item.block is not None else np.nan for item in eligible]
         else:
-            values = [np.nan if item.block is None else float(item.block) for item in found]
+            values = [np.nan if item.block is None else float(item.block) for item in eligible]
         if np.isfinite(values).any():
             numbers[name] = values
     return numbers
@@ -168,35 +168,35 @@ def _correlated(
     losses: Mapping[str, float],
     where: tuple[Sequence[Candidate], Scope],
 ) -> Foretold:
-    found, scope = where
-    kept = [
+    numbers, scope = where
+    pairs = [
         (value, losses[item.tensor], item.role if scope == "within roles" else "")
-        for item, value in zip(found, values, strict=True)
+        for item, value in zip(numbers, values, strict=True)
         if item.block is not None and np.isfinite(value) and np.isfinite(losses.get(item.tensor, np.nan))
     ]
-    x, y = (np.array([item[place] for item in kept], dtype=np.float64) for place in (0, 1))
-    rho, low, high, p, n = stratified_spearman(x, y, [item[2] for item in kept])
+    x, y = (np.array([item[place] for item in pairs], dtype=np.float64) for place in (0, 1))
+    rho, low, high, p, n = stratified_spearman(x, y, [item[2] for item in pairs])
     return Foretold(name, label, scope, rho, low, high, p, n)
 
 
 def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
-    """Of the two questions that AlphaPruning leaves to the reader: does α foretell it, and do simpler numbers too?"""
-    said = []
+    """Of the two questions that AlphaPruning leaves to the reader: does α predict it, and do simpler numbers too?"""
+    lines = []
     less = "fewer bits" if kind == "quantize" else "more sparsity"
     for label in dict.fromkeys(item.measured for item in correlations):
         within = {item.predictor: item for item in correlations if item.measured == label and item.scope != "pooled"}
         alpha = within.get("alpha")
         if alpha is None or alpha.rho is None or alpha.low is None or alpha.high is None:
-            said.append(f"{label}: too few tensors of a role to tell whether α foretells the loss.")
+            lines.append(f"{label}: too few tensors of a role to tell whether α predicts the loss.")
             continue
         interval = f"ρ {alpha.rho:+.2f} [{alpha.low:+.2f}, {alpha.high:+.2f}] within roles"
         if alpha.high < 0:
-            said.append(f"{label}: where α is high the loss is smaller, as giving {less} there asks for ({interval}).")
+            lines.append(f"{label}: where α is high the loss is smaller, as giving {less} there asks for ({interval}).")
         elif alpha.low > 0:
-            said.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
-                        f"({interval}).")  # fmt: skip
+            lines.append(f"{label}: where α is high the loss is larger, the reverse of what {less} there asks for "
+                         f"({interval}).")  # fmt: skip
         else:
-            said.append(f"{label}: α does not foretell the loss ({interval}).")
+            lines.append(f"{label}: α does not predict the loss ({interval}).")
         known = [item for item in within.values() if item.rho is not None and item.predictor != "alpha"]
         ahead = sorted(
             (item for item in known if abs(item.rho or 0.0) > abs(alpha.rho)), key=lambda i: -abs(i.rho or 0)
@@ -204,7 +204,7 @@ def _answers(correlations: Sequence[Foretold], kind: str) -> list[str]:
         if ahead:
             names = ", ".join(f"{item.predictor} ({item.rho:+.2f}{'' if item.seen else ', not told from 0'})"
                               for item in ahead[:4])  # fmt: skip
-            said.append(f"{label}: further from 0 than α, within roles: {names}.")
+            lines.append(f"{label}: further from 0 than α, within roles: {names}.")
         else:
-            said.append(f"{label}: no other number is further from 0 than α, within roles.")
-    return said
+            lines.append(f"{label}: no other number is further from 0 than α, within roles.")
+    return lines

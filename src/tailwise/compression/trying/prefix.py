@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.core.errors import UsageError
-from tailwise.models.walking.walk import Block, blocks_of
+from tailwise.models.walking.block_inputs import Block
+from tailwise.models.walking.walk import blocks_of
 
 #: Bytes of states that are kept at most; a model that would need more is run whole every time.
 MOST_STATES = 4 << 30
@@ -50,25 +51,25 @@ class Prefix:
     def record(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Losses of the windows, (n,), from a whole run whose outputs are kept."""
         self.forget()
-        kept: list[list[Any]] = [[] for _ in self._blocks]
+        states: list[list[Any]] = [[] for _ in self._blocks]
         room = _Room(MOST_STATES)
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _given: object, out: Any) -> None:
                 if room.take(out):
-                    kept[index].append(out)
+                    states[index].append(out)
 
             return hook
 
         handles = [block.module.register_forward_hook(keep(block.index)) for block in self._blocks]
         try:
-            found = self._score(self._model, windows)
+            losses = self._score(self._model, windows)
         finally:
             for handle in handles:
                 handle.remove()
         if self._blocks and not room.full:
-            self._kept, self._windows = kept, windows
-        return found
+            self._kept, self._windows = states, windows
+        return losses
 
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""
@@ -79,9 +80,9 @@ class Prefix:
 
 
 @contextmanager
-def _replayed(blocks: list[Block], kept: list[list[Any]]) -> Iterator[None]:
+def _replayed(blocks: list[Block], states: list[list[Any]]) -> Iterator[None]:
     for block in blocks:
-        calls = iter(kept[block.index])
+        calls = iter(states[block.index])
         block.module.forward = lambda *_given, calls=calls, **_named: next(calls)
     try:
         yield

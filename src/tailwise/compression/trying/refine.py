@@ -142,8 +142,8 @@ class _Amounts:
         amounts = amounts_of(plan)
         wanted = amounts.copy()
         wanted[group] += change
-        found = self._budget.shifted(wanted, self._sizes)
-        return None if np.abs(found - amounts).max() < LAST_STEP / 4 else with_amounts(plan, found)
+        shifted = self._budget.shifted(wanted, self._sizes)
+        return None if np.abs(shifted - amounts).max() < LAST_STEP / 4 else with_amounts(plan, shifted)
 
 
 def levels(decisions: Sequence[Decision]) -> list[list[Indices]]:
@@ -217,11 +217,11 @@ class _Formats:
     def _moved(self, state: Levels, group: Indices, step: int) -> Levels | None:
         wanted = _moved(self._choices, state, group, step)
         noisy = self._believed * np.exp(self._rng.normal(0.0, _NOISE, self._believed.shape))
-        found = None if wanted is None else balanced(self._choices, wanted, group, noisy)
-        if found is None or found.tobytes() in self._seen:
+        levels = None if wanted is None else balanced(self._choices, wanted, group, noisy)
+        if levels is None or levels.tobytes() in self._seen:
             return None
-        self._seen.add(found.tobytes())
-        return found
+        self._seen.add(levels.tobytes())
+        return levels
 
 
 def move_sets(choices: Choices) -> list[list[Indices]]:
@@ -229,15 +229,15 @@ def move_sets(choices: Choices) -> list[list[Indices]]:
     groups = choices.groups
     coarse = [*by_key(groups, lambda group: group.block), *by_key(groups, lambda group: group.members[0].role)]
     fine = [np.array([index]) for index in range(len(groups))]
-    return [[found for found in level if len(found) < len(groups)] for level in (coarse, fine)]
+    return [[indices for indices in level if len(indices) < len(groups)] for level in (coarse, fine)]
 
 
 def _moved(choices: Choices, levels: Levels, chosen: Indices, step: int) -> Levels | None:
     """Levels with some groups one offered format higher or lower; None where none can move."""
-    found = levels.copy()
+    moved = levels.copy()
     for index in chosen:
-        found[index] = neighbour(choices, int(index), int(levels[index]), step)
-    return None if np.array_equal(found, levels) else found
+        moved[index] = neighbour(choices, int(index), int(levels[index]), step)
+    return None if np.array_equal(moved, levels) else moved
 
 
 def neighbour(choices: Choices, group: int, level: int, step: int) -> int:
@@ -254,29 +254,29 @@ def balanced(choices: Choices, levels: Levels, fixed: Sequence[int] | Indices, b
 
     Bits are taken where the loss for each is believed to be least, and given where the gain is greatest.
     """
-    found, held = levels.copy(), {int(index) for index in fixed}
-    free = [index for index in range(len(found)) if index not in held]
-    weight = choices.weight(found)
+    moved, held = levels.copy(), {int(index) for index in fixed}
+    free = [index for index in range(len(moved)) if index not in held]
+    weight = choices.weight(moved)
     while weight > choices.goal * (1 + 1e-12):
-        steps = [(_price(choices, believed, index, found, -1), index) for index in free]
+        steps = [(_price(choices, believed, index, moved, -1), index) for index in free]
         steps = [item for item in steps if np.isfinite(item[0])]
         if not steps:
             return None
         _, index = min(steps)
-        found[index] = neighbour(choices, index, int(found[index]), -1)
-        weight = choices.weight(found)
+        moved[index] = neighbour(choices, index, int(moved[index]), -1)
+        weight = choices.weight(moved)
     while True:
         room = choices.goal * (1 + 1e-12) - weight
         steps = [
-            (_price(choices, believed, index, found, 1), index)
+            (_price(choices, believed, index, moved, 1), index)
             for index in free
-            if 0 < _cost(choices, index, found, 1) <= room
+            if 0 < _cost(choices, index, moved, 1) <= room
         ]
         if not steps:
-            return found if weight >= choices.goal * (1 - SLACKS[2]) else None
+            return moved if weight >= choices.goal * (1 - SLACKS[2]) else None
         _, index = min(steps)
-        found[index] = neighbour(choices, index, int(found[index]), 1)
-        weight = choices.weight(found)
+        moved[index] = neighbour(choices, index, int(moved[index]), 1)
+        weight = choices.weight(moved)
 
 
 def _cost(choices: Choices, index: int, levels: Levels, step: int) -> float:

@@ -18,7 +18,7 @@ from tailwise.compression.trying.estimate import estimated_losses
 from tailwise.compression.trying.material import Objective, RowScores
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
-from tailwise.compression.trying.trial_tasks import Elsewhere, TrialSettings, Windows
+from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings, Windows
 from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
@@ -69,7 +69,7 @@ def _finite(losses: NDArray[np.float64]) -> float:
 
 
 @dataclass
-class LastJudgement:
+class PlanScorer:
     """Where plans are tried and judged within a time."""
 
     stage: Stage
@@ -77,7 +77,7 @@ class LastJudgement:
     say: Say = field(default=lambda _what, _done: None)
     judging: float = 0.0  # seconds that the dearest judgement took
     pace: float = 0.0  # seconds that a trial took
-    far: Elsewhere | None = None  # where plans that do not wait for one another are tried side by side
+    engine: EngineTrials | None = None  # where plans that do not wait for one another are tried side by side
 
     @property
     def objective(self) -> Objective:
@@ -87,9 +87,9 @@ class LastJudgement:
     def opened(self, name: str, plan: Plan) -> Scored:
         """Try the first plan, and time it."""
         began = self.clock.spent
-        found = self.tried(name, {}, plan)
+        scored = self.tried(name, {}, plan)
         self.pace = self.clock.spent - began
-        return found
+        return scored
 
     def score(self, plan: Plan) -> NDArray[np.float64]:
         """The objective on the windows of the search, (n,)."""
@@ -116,10 +116,10 @@ class LastJudgement:
 
     def tried_all(self, ways: Sequence[tuple[str, Mapping[str, Any], Plan]]) -> list[Scored]:
         """As `tried`, side by side where there is an engine."""
-        if self.far is None or not ways:
+        if self.engine is None or not ways:
             return [self.tried(*way) for way in ways]
         plans = [plan for _, _, plan in ways]
-        losses = self.far.of_plans(plans, "search")
+        losses = self.engine.of_plans(plans, "search")
         self.stage.trial.runs += len(ways)
         return [self._scored(way, own) for way, own in zip(ways, losses, strict=True)]
 
@@ -143,18 +143,18 @@ class LastJudgement:
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[Hashable, float]:
         """As the function of this name, on the engine where there is one; `windows` are of the stage."""
-        if self.far is None:
+        if self.engine is None:
             return variant_losses(self.stage.trial, around, windows, variants, progress=progress)
         self.stage.trial.runs += len(variants)
         name: Windows = "few" if windows is self.stage.few else "search"
-        return self.far.variant_losses(TrialSettings(around, name), variants, progress)
+        return self.engine.variant_losses(TrialSettings(around, name), variants, progress)
 
     def judge(self, finalists: Iterable[Scored]) -> None:
         """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
         waiting, stage = [item for item in finalists if item.last is None], self.stage
-        if self.far is not None and len(waiting) > 1:
+        if self.engine is not None and len(waiting) > 1:
             began = self.clock.spent
-            scores = self.far.judged([item.plan for item in waiting])
+            scores = self.engine.judged([item.plan for item in waiting])
             stage.trial.runs += len(waiting)
             for item, own in zip(waiting, scores, strict=True):
                 item.last = own
@@ -198,12 +198,12 @@ def best_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
     return [item for place, item in enumerate(ranked) if item.name not in names[:place]][:count]
 
 
-def rows_of(everything: Sequence[Scored], kept: Scored) -> tuple[dict[str, Any], ...]:
+def rows_of(everything: Sequence[Scored], chosen: Scored) -> tuple[dict[str, Any], ...]:
     """The table of all that was tried; the first is uniform."""
-    return tuple(_row(item, everything[0], kept) for item in everything)
+    return tuple(_row(item, everything[0], chosen) for item in everything)
 
 
-def _row(item: Scored, uniform: Scored, kept: Scored) -> dict[str, Any]:
+def _row(item: Scored, uniform: Scored, chosen: Scored) -> dict[str, Any]:
     searched = "search_kl" if item.objective == "kl" else "search_loss"
     row: dict[str, Any] = {"allocator": item.name, **item.settings, searched: _number(item.loss)}
     if item.last is not None:
@@ -214,35 +214,35 @@ def _row(item: Scored, uniform: Scored, kept: Scored) -> dict[str, Any]:
         row["against_uniform"] = _number(_finite(item.last.losses - uniform.last.losses))
         if (found := mean_interval(item.last.losses - uniform.last.losses)) is not None:
             row |= {"low": _number(found[0]), "high": _number(found[1])}
-    return row | {"trials": item.tried, "kept": item is kept}
+    return row | {"trials": item.tried, "kept": item is chosen}
 
 
 def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def verdict(kept: Scored, uniform: Scored, unit: str = "a token") -> str:
+def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
     """What was gained against uniform on windows that the search had not seen."""
-    if kept.last is None or uniform.last is None:
+    if chosen.last is None or uniform.last is None:
         raise AssertionError("judged before it is told")
-    if kept is uniform:
+    if chosen is uniform:
         return "nothing that was tried lost less than uniform on text or images that the search had not seen"
-    changes = kept.last.losses - uniform.last.losses
-    change, found = float(changes.mean()), mean_interval(changes)
-    where = "found by search" if kept.name == "search" else kept.name
-    if found is None:
+    changes = chosen.last.losses - uniform.last.losses
+    change, interval = float(changes.mean()), mean_interval(changes)
+    where = "found by search" if chosen.name == "search" else chosen.name
+    if interval is None:
         return f"{where}: {change:+.4f} nats {unit} against uniform, on too few windows for an interval"
-    low, high = found
+    low, high = interval
     clear = "" if high < 0 else ", which may be chance"
     return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 
 
-def trials_in_words(court: LastJudgement) -> str:
+def trials_in_words(scorer: PlanScorer) -> str:
     """How much was tried, on what."""
-    stage = court.stage
+    stage = scorer.stage
     how = ", products in bf16" if stage.trial.passes is torch.bfloat16 else ""
-    what = "KL to the dense model" if court.objective == "kl" else "the loss"
+    what = "KL to the dense model" if scorer.objective == "kl" else "the loss"
     return (
-        f"{stage.trial.runs} passes in {court.clock.spent:.0f} s of {court.clock.seconds:.0f}{how}, {what} on "
+        f"{stage.trial.runs} passes in {scorer.clock.spent:.0f} s of {scorer.clock.seconds:.0f}{how}, {what} on "
         f"{stage.trial.material.words(stage.search)}; the last choice on {len(stage.guard)} others"
     )

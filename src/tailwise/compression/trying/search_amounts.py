@@ -18,10 +18,10 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import depth_correlation
 from tailwise.compression.trying.auto import Search, Way, auto
-from tailwise.compression.trying.blend import plan_blend
+from tailwise.compression.trying.blend_search import plan_blend
 from tailwise.compression.trying.descend import descended
 from tailwise.compression.trying.refine import Best, refined
-from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import Variant, levels_of, measured_losses
 
 #: Shares of α that are tried, the published one first, and steps of depth, as a fraction of what the budget allows.
@@ -65,27 +65,27 @@ class Amounts:
     def check_without_text(self, allocator: str) -> None:
         """Each allocator says itself what it lacks."""
 
-    def auto(self, court: LastJudgement) -> Plan:
+    def auto(self, scorer: PlanScorer) -> Plan:
         """By whatever loses least."""
-        return auto(AmountSearch(self, court))
+        return auto(AmountSearch(self, scorer))
 
-    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+    def measured(self, scorer: PlanScorer, allocator: str) -> Plan:
         """By what a pass over the text says, or many."""
         if allocator == "blend" and "weights" not in self.request.settings:
-            return plan_blend(self.audit, self.request, court)
-        stage = court.stage
+            return plan_blend(self.audit, self.request, scorer)
+        stage = scorer.stage
         known = {"owl": stage.scores.outlier_ratios, "blend": stage.scores.outlier_ratios, "dlp": stage.scores.medians}
-        found: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(court)
-        plan = self.by(allocator, {**self.request.settings, **found})
+        settings: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(scorer)
+        plan = self.by(allocator, {**self.request.settings, **settings})
         return plan.replace(notes=(*plan.notes, *stage.notes))
 
-    def _losses(self, court: LastJudgement) -> dict[str, Any]:
+    def _losses(self, scorer: PlanScorer) -> dict[str, Any]:
         def progress(done: int, total: int) -> None:
-            court.say(f"measuring tensor {done} of {total}", done / total)
+            scorer.say(f"measuring tensor {done} of {total}", done / total)
 
-        trial = court.stage.trial
+        trial = scorer.stage.trial
         losses = measured_losses(
-            trial, self.around(), court.stage.search, progress=progress, measure=court.variant_losses
+            trial, self.around(), scorer.stage.search, progress=progress, measure=scorer.variant_losses
         )
         trial.restore()
         return {"losses": losses}
@@ -94,8 +94,8 @@ class Amounts:
 class AmountSearch(Search):
     """Uniform, depth, OWL, DLP, every mapping of α, entropy, and what was measured of single tensors."""
 
-    def __init__(self, asked: Amounts, court: LastJudgement) -> None:
-        super().__init__(court)
+    def __init__(self, asked: Amounts, scorer: PlanScorer) -> None:
+        super().__init__(scorer)
         self.asked, self.request = asked, asked.request
 
     @property
@@ -142,12 +142,12 @@ class AmountSearch(Search):
         if not known:  # the time was over before all were estimated
             return None
         plan = self.asked.by("sensitivity", {"losses": losses})
-        return self.court.tried("sensitivity", {"losses": losses, "estimated": "gradient"}, plan)
+        return self.scorer.tried("sensitivity", {"losses": losses, "estimated": "gradient"}, plan)
 
     def _estimated(
         self, around: Plan, _windows: torch.Tensor, variants: Sequence[Variant], _progress: object
     ) -> dict[Hashable, float]:
-        return self.court.estimated(around, variants)
+        return self.scorer.estimated(around, variants)
 
     @override
     def refine(self, best: Scored) -> Scored:
@@ -159,27 +159,27 @@ class AmountSearch(Search):
             self.moved(state.loss, state.tried)
 
         def over() -> bool:
-            return self.court.over
+            return self.scorer.over
 
         found = Best(best.plan, best.loss)
-        descended(self.court.mean, self.court.estimated, found, over=over, progress=moved)
-        refined(self.court.mean, found, over=over, seed=self.stage.seed, progress=moved)
+        descended(self.scorer.mean, self.scorer.estimated, found, over=over, progress=moved)
+        refined(self.scorer.mean, found, over=over, seed=self.stage.seed, progress=moved)
         origin = {"from": best.name, **best.settings}
-        losses = self.court.score(found.state)
-        return Scored("search", origin, found.state, losses, objective=self.court.objective, tried=found.tried)
+        losses = self.scorer.score(found.state)
+        return Scored("search", origin, found.state, losses, objective=self.scorer.objective, tried=found.tried)
 
     @override
-    def told(self, kept: Scored) -> Plan:
-        plan = kept.plan
-        if kept.name == "search":
+    def told(self, best: Scored) -> Plan:
+        plan = best.plan
+        if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item, plan.sparsity) for item in plan))
         budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if self.can_refine else plan.budget
-        return plan.replace(budget=budget, settings={**kept.settings, "pattern": self.request.pattern})
+        return plan.replace(budget=budget, settings={**best.settings, "pattern": self.request.pattern})
 
     @override
-    def notes(self, kept: Scored) -> tuple[str, list[str]]:
-        left = [note for note in kept.plan.notes if note.startswith(("left", "asked"))]
-        return depth_correlation(kept.plan).words, left
+    def notes(self, best: Scored) -> tuple[str, list[str]]:
+        left = [note for note in best.plan.notes if note.startswith(("left", "asked"))]
+        return depth_correlation(best.plan).words, left
 
 
 def _explained(item: Decision, mean: float) -> Decision:

@@ -23,7 +23,7 @@ from tailwise.compression.trying.descend import descended_formats
 from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
-from tailwise.compression.trying.scored import LastJudgement, Scored
+from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import Variant
 from tailwise.core.errors import UsageError
 
@@ -76,50 +76,50 @@ class Formats:
             what = "a rise of perplexity" if self.request.rise is not None else allocator
             raise UsageError(f"{what} is measured on text, and there is none", fix="give --calibration TEXT")
 
-    def auto(self, court: LastJudgement) -> Plan:
+    def auto(self, scorer: PlanScorer) -> Plan:
         """By whatever loses least."""
         if self.request.rise is not None:
-            return self._within_rise(court)
-        return auto(FormatSearch(self, court))
+            return self._within_rise(scorer)
+        return auto(FormatSearch(self, scorer))
 
-    def measured(self, court: LastJudgement, allocator: str) -> Plan:
+    def measured(self, scorer: PlanScorer, allocator: str) -> Plan:
         """By what was measured of each tensor in each format; within a rise, by any allocator."""
         if self.request.rise is not None:
 
-            def made(found: QuantizeRequest) -> Plan:
-                asked = replace(self, request=found)
-                return asked.measured(court, allocator) if allocator in self.from_text else asked.plan(allocator)
+            def made(request: QuantizeRequest) -> Plan:
+                asked = replace(self, request=request)
+                return asked.measured(scorer, allocator) if allocator in self.from_text else asked.plan(allocator)
 
-            return plan_within_rise(self.audit, self.request, court, (made, made))
+            return plan_within_rise(self.audit, self.request, scorer, (made, made))
         around = self.around()
         choices = asked_of(self.audit, replace(self.request, allocator="uniform", settings={})).choices
         if allocator == OUTPUTS:
-            losses = error_tables(court.stage, around, choices.formats).output
+            losses = error_tables(scorer.stage, around, choices.formats).output
         else:
-            losses = measured_formats(choices, around, partial(_swept, court)) or {}
-        court.stage.trial.restore()
+            losses = measured_formats(choices, around, partial(_swept, scorer)) or {}
+        scorer.stage.trial.restore()
         plan = plan_quantize(self.audit, replace(self.request, allocator=allocator, settings={"losses": losses}))
-        return plan.replace(notes=(*plan.notes, *court.stage.notes))
+        return plan.replace(notes=(*plan.notes, *scorer.stage.notes))
 
-    def _within_rise(self, court: LastJudgement) -> Plan:
+    def _within_rise(self, scorer: PlanScorer) -> Plan:
         formats = [item.name for item in parsed_formats(self.request.formats)]
-        errors = error_tables(court.stage, self.around(), formats).output
+        errors = error_tables(scorer.stage, self.around(), formats).output
 
-        def quick(found: QuantizeRequest) -> Plan:
-            return plan_quantize(self.audit, replace(found, allocator=OUTPUTS, settings={"losses": errors}))
+        def quick(request: QuantizeRequest) -> Plan:
+            return plan_quantize(self.audit, replace(request, allocator=OUTPUTS, settings={"losses": errors}))
 
-        def final(found: QuantizeRequest) -> Plan:
-            part = replace(court, clock=court.clock.part(_TURN))
-            return auto(FormatSearch(replace(self, request=found), part))
+        def final(request: QuantizeRequest) -> Plan:
+            part = replace(scorer, clock=scorer.clock.part(_TURN))
+            return auto(FormatSearch(replace(self, request=request), part))
 
-        return plan_within_rise(self.audit, self.request, court, (quick, final))
+        return plan_within_rise(self.audit, self.request, scorer, (quick, final))
 
 
 class FormatSearch(Search):
     """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
 
-    def __init__(self, made: Formats, court: LastJudgement) -> None:
-        super().__init__(court)
+    def __init__(self, made: Formats, scorer: PlanScorer) -> None:
+        super().__init__(scorer)
         self.audit, self.request = made.audit, made.request
         bare = replace(made.request, allocator="uniform", settings={})
         self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
@@ -157,7 +157,7 @@ class FormatSearch(Search):
 
     def _tables(self) -> ErrorTables:
         if self._errors is None:
-            self.court.tell("measuring errors of every format")
+            self.scorer.tell("measuring errors of every format")
             self._errors = error_tables(self.stage, self.uniform, self.choices.formats)
             self._believed = believed_losses(self.choices, self._errors.output or self._errors.weight)
         return self._errors
@@ -180,33 +180,33 @@ class FormatSearch(Search):
     def by_gradient(self, uniform: Scored) -> Scored | None:
         if not variants_of(self.choices, uniform.plan):
             return None
-        losses = measured_formats(self.choices, uniform.plan, self.court.estimated)
+        losses = measured_formats(self.choices, uniform.plan, self.scorer.estimated)
         if losses is None:
             return None
         self._believed = believed_losses(self.choices, losses)
         settings = {"losses": losses, "estimated": "gradient"}
         plan = self.plan_of("sensitivity", settings)
-        return None if plan is None else self.court.tried("sensitivity", settings, plan)
+        return None if plan is None else self.scorer.tried("sensitivity", settings, plan)
 
     @override
     def refine(self, best: Scored) -> Scored:
         """Along the gradient for as long as it helps; then groups are moved at random."""
         if self._believed is None or len(self.choices.groups) < 2:
             return best
-        court, choices = self.court, self.choices
+        scorer, choices = self.scorer, self.choices
 
         def moved(state: Best[Levels]) -> None:
             self.moved(state.loss, state.tried)
 
         def score(levels: Levels) -> float:
-            return min(court.mean(with_levels(best.plan, choices, levels)), WORST)
+            return min(scorer.mean(with_levels(best.plan, choices, levels)), WORST)
 
         def estimate(levels: Levels, moves: Sequence[tuple[int, int]]) -> Mapping[Hashable, float]:
             around = with_levels(best.plan, choices, levels)
-            return court.estimated(around, [variant_of(choices, around, *move) for move in moves])
+            return scorer.estimated(around, [variant_of(choices, around, *move) for move in moves])
 
         def over() -> bool:
-            return court.over
+            return scorer.over
 
         found = Best(levels_of_plan(choices, best.plan), min(best.loss, WORST))
         descended_formats(score, estimate, found, choices, over=over, progress=moved)
@@ -215,20 +215,20 @@ class FormatSearch(Search):
         if not found.kept:
             return best
         plan = with_levels(best.plan, choices, found.state)
-        return replace(court.tried("search", {"from": best.name, **best.settings}, plan), tried=found.tried)
+        return replace(scorer.tried("search", {"from": best.name, **best.settings}, plan), tried=found.tried)
 
     @override
-    def told(self, kept: Scored) -> Plan:
-        plan = kept.plan
-        if kept.name == "search":
+    def told(self, best: Scored) -> Plan:
+        plan = best.plan
+        if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item) for item in plan))
-        own = {name: value for name, value in kept.settings.items() if name not in plan.settings}
+        own = {name: value for name, value in best.settings.items() if name not in plan.settings}
         budget = {**plan.budget, **reached_in(plan, self.asked)}
         return plan.replace(budget=budget, settings={**own, **plan.settings})
 
     @override
-    def notes(self, kept: Scored) -> tuple[str, tuple[str, ...]]:
-        return depth_words(kept.plan), self.asked.notes
+    def notes(self, best: Scored) -> tuple[str, tuple[str, ...]]:
+        return depth_words(best.plan), self.asked.notes
 
 
 def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
@@ -245,11 +245,11 @@ def _explained(item: Decision) -> Decision:
 WORST = 50.0  # nats: a loss that is not finite counts as this
 
 
-def _swept(court: LastJudgement, around: Plan, variants: Sequence[Variant]) -> Mapping[Hashable, float]:
+def _swept(scorer: PlanScorer, around: Plan, variants: Sequence[Variant]) -> Mapping[Hashable, float]:
     def told(done: int, total: int) -> None:
-        court.tell(f"measuring group by group, {done} of {total}")
+        scorer.tell(f"measuring group by group, {done} of {total}")
 
-    return court.variant_losses(around, court.stage.search, variants, told)
+    return scorer.variant_losses(around, scorer.stage.search, variants, told)
 
 
 def variants_of(choices: Choices, around: Plan) -> list[Variant]:
@@ -282,26 +282,26 @@ def measured_formats(choices: Choices, around: Plan, measure: Measured) -> Table
     measured = measure(around, variants)
     if len(measured) < len(variants):
         return None
-    found: Table = {}
+    table: Table = {}
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
             if not np.isfinite(choices.bits[row, column]):
                 continue
             loss = measured.get((row, column), 0.0)
             for index, item in enumerate(group.members):
-                found[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
-    return found
+                table[item.tensor, name] = 0.0 if index else (loss if np.isfinite(loss) else WORST)
+    return table
 
 
 def believed_losses(choices: Choices, table: Table) -> Losses:
     """(groups, formats): sums over the members, falling with the bits; what is not known counts as the mean."""
-    found = np.full(choices.bits.shape, np.nan)
+    losses = np.full(choices.bits.shape, np.nan)
     for row, group in enumerate(choices.groups):
         for column, name in enumerate(choices.formats):
-            found[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
-    known = np.isfinite(found)
-    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(known, found, mean[None, :])
+            losses[row, column] = sum(table.get((item.tensor, name), np.nan) for item in group.members)
+    known = np.isfinite(losses)
+    mean = np.where(known, losses, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, losses, mean[None, :])
 
 
 def levels_of_plan(choices: Choices, plan: Plan) -> Levels:

@@ -54,18 +54,18 @@ def measured_losses(
     on what the others have lost. `measure` gives the losses of variants where `trial` is not to.
     """
     chosen = tuple(levels or levels_of(around.sparsity))
-    found: dict[tuple[str, float], float] = {}
+    losses: dict[tuple[str, float], float] = {}
     variants = []
     for index, decision in enumerate(around):
         for level in chosen:
             if level == round(decision.sparsity or 0.0, 6):
-                found[decision.tensor, level] = 0.0
+                losses[decision.tensor, level] = 0.0
             else:
                 key = (decision.tensor, level)
                 variants.append(Variant(key, {index: decision.but(sparsity=level)}))
     chosen_way = measure or partial(_by_trial, trial)
     measured = chosen_way(around, windows, variants, progress)
-    return {**found, **measured}  # type: ignore[dict-item]
+    return {**losses, **measured}  # type: ignore[dict-item]
 
 
 def _by_trial(
@@ -89,14 +89,14 @@ def variant_losses(
 ) -> dict[Hashable, float]:
     """Key of each variant → change of the mean loss against `around`; less than all where the clock runs out."""
     base = float(trial.settle(around, windows).mean())
-    found: dict[Hashable, float] = {}
+    losses: dict[Hashable, float] = {}
     for variant in variants:
         if clock is not None and clock.left < 0:
             break
         changed = list(around.decisions)
         for index, decision in variant.entries.items():
             changed[index] = decision
-        found[variant.key] = float(trial.losses(around.replace(decisions=tuple(changed)), windows).mean()) - base
+        losses[variant.key] = float(trial.losses(around.replace(decisions=tuple(changed)), windows).mean()) - base
         if progress is not None:
-            progress(len(found), len(variants))
-    return found
+            progress(len(losses), len(variants))
+    return losses

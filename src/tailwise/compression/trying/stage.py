@@ -9,20 +9,21 @@ from typing import Any
 import torch
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
-from tailwise.compression.plans.how import how_of
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.material import Material, Objective, Pictures, Text, products_in
 from tailwise.compression.trying.pace import Pace, pace_of, sized
 from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
 from tailwise.models.evaluation.tokens import tokens_of, windows_of
 from tailwise.models.walking.calibrate import BlockScores, block_scores
-from tailwise.models.walking.hosts import places_in
+from tailwise.models.walking.stored_names import places_in
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8
@@ -50,6 +51,10 @@ class StageOptions:
     executor: Executor | str = "local"  # as of `RunOptions`: of trials that do not wait for one another
     workers: int | None = None
     patience: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, samples=1, window=2, search_windows=1, guard_windows=1, seed=0, workers=1)
 
 
 @dataclass(frozen=True)

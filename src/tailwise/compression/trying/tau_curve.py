@@ -10,7 +10,7 @@ from tailwise.audits.audit import Audit
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
-from tailwise.compression.trying.scored import LastJudgement, Say, Scored, perplexity
+from tailwise.compression.trying.scored import PlanScorer, Say, Scored, perplexity
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.intervals import mean_interval
@@ -68,16 +68,16 @@ def tau_curve(
         tau: plan_prune(audit, replace(request, settings={**request.settings, "tau": tau})) for tau in chosen
     }  # fmt: skip
     stage = stage_of(audit.model, plans[0.0], text)
-    court = LastJudgement(stage, Clock(_NO_END))
-    found: list[Scored] = []
+    scorer = PlanScorer(stage, Clock(_NO_END))
+    curve: list[Scored] = []
     for index, (tau, plan) in enumerate(plans.items()):
         scored = Scored(f"tau {tau:g}", {"tau": tau}, plan, stage.trial.losses(plan, stage.search))
-        court.judge([scored])
-        found.append(scored)
+        scorer.judge([scored])
+        curve.append(scored)
         if say is not None:
             say(f"τ {tau:g}: perplexity {perplexity(scored.judged):.4g}", (index + 1) / len(chosen))
     stage.trial.restore()
-    points = tuple(_point(tau, item, found[0]) for tau, item in zip(chosen, found, strict=True))
+    points = tuple(_point(tau, item, curve[0]) for tau, item in zip(chosen, curve, strict=True))
     notes = [*stage.notes]
     best = min(points, key=lambda point: point.loss)
     if best.tau and (best.high is None or best.high >= 0):

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tailwise.compression.operators.registered import OPERATORS
+from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
-from tailwise.compression.plans.how import how_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
-from tailwise.compression.treating.layer_matrices import as_matrices
-from tailwise.compression.treating.treated import treated_layer, treated_tensor
+from tailwise.compression.treating.treated import as_matrices, treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need
+from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import Inputs
 from tailwise.models.walking.hosts import Host
 from tailwise.models.walking.statistics import is_prunable
-from tailwise.models.walking.walk import Block, home_of, walk_blocks
+from tailwise.models.walking.walk import home_of, walk_blocks
 
 #: Bytes of XᵀX of all layers together; above it trials take the nearest operator that needs less.
 MOST_HESSIANS = 6 << 30
@@ -103,8 +103,7 @@ class Trial:
         self.restore()
         self.runs += 1
         try:
-            with self.quick():
-                self.carry_out(plan, calibration)
+            self.carry_out(plan, calibration)
             return self.material.scores(self.model, windows)
         finally:
             for item in plan:
@@ -130,11 +129,13 @@ class Trial:
         self._set({item.tensor: item for item in plan})
         wanted = {name: self.parameters[name] for name in (item.tensor for item in plan)}
         with _trained_alone(self.model, wanted.values()), torch.enable_grad(), self.quick():
-            for place, row in enumerate(windows.split(1)):
-                (self.material.mean(self.model, row) / len(windows)).backward()
+            for place in range(len(windows)):
+                mean = self.material.mean(self.model, windows[place : place + 1]) / len(windows)
+                mean.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
                 if progress is not None:
                     progress(place + 1, len(windows))
-            return {name: _taken(parameter) for name, parameter in wanted.items()}
+            # As narrow as trials multiply: what is taken of them is a sum over a tensor.
+            return {name: _taken(parameter).to(self.passes or parameter.dtype) for name, parameter in wanted.items()}
 
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
@@ -142,7 +143,8 @@ class Trial:
             how = replace(self._how(part), keep_zeros=turn > 0)
             if how.looks:
                 jobs = self._jobs(part, how)
-                walk_blocks(self.model, self.material.inputs(calibration), BlockWork(jobs, Nowhere(), how))
+                with self.quick():
+                    walk_blocks(self.model, self.material.inputs(calibration), BlockWork(jobs, Nowhere(), how))
                 seen = {job.decision.tensor for job in jobs.values()}
             else:
                 seen = set()
@@ -181,12 +183,12 @@ class Trial:
         weight = self._dense.get(tensor, self.parameters[tensor].detach())
         return as_matrices(weight.to(self.parameters[tensor].dtype), tensor, self.config)
 
-    def changed(self, decision: Decision, found: Activations | None) -> torch.Tensor:
+    def changed(self, decision: Decision, activations: Activations | None) -> torch.Tensor:
         """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
         tensor = decision.tensor
         weight, layer = self._dense_of(tensor).to(self.dtypes[tensor]), self._layers.get(tensor)
         if self.how.looks and layer is not None and is_prunable(layer):
-            return treated_layer(layer, weight, decision, self.how, found)[0]
+            return treated_layer(layer, weight, decision, self.how, activations)[0]
         return treated_tensor(weight, decision, self.how, self.config)
 
     def _set(self, wanted: Mapping[str, Decision]) -> None:
@@ -209,13 +211,13 @@ class Trial:
     def _kept(self, decision: Decision) -> torch.Tensor:
         """The changed tensor, made once where it is likely to be asked for again."""
         key = decision.treatment
-        found = self._made.get((decision.tensor, key))
-        if found is not None:
-            return found
-        found = self.changed(decision, self.inputs.get(decision.tensor))
+        weight = self._made.get((decision.tensor, key))
+        if weight is not None:
+            return weight
+        weight = self.changed(decision, self.inputs.get(decision.tensor))
         if self._few and sum(item.nbytes for item in self._made.values()) < MOST_MADE:
-            self._made[decision.tensor, key] = found
-        return found
+            self._made[decision.tensor, key] = weight
+        return weight
 
     def _first_changed(self) -> int:
         """The first block whose weights are others than those of the settled plan."""
@@ -305,11 +307,11 @@ def trial_of(
 
 def hessian_bytes(plan: Plan) -> int:
     """What XᵀX of every layer takes at most while it is summed, each matrix of a stack by itself."""
-    found = 0
+    nbytes = 0
     for item in plan:
         count = item.shape[0] if len(item.shape) == 3 else 1
-        found += 8 * count * max(item.shape[-2:], default=0) ** 2
-    return found
+        nbytes += 8 * count * max(item.shape[-2:], default=0) ** 2
+    return nbytes
 
 
 def _affordable(how: TreatmentSettings, plan: Plan) -> tuple[TreatmentSettings, tuple[str, ...]]:
@@ -346,6 +348,6 @@ class _Look:
         """See `Visitor`."""
         return {name: self.need for name in block.layers() if f"{name}.weight" in self.tensors}
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:  # noqa: ARG002 - see Visitor
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:  # noqa: ARG002 - see Visitor
         """See `Visitor`."""
-        self.found |= {self.tensors[f"{name}.weight"]: seen for name, seen in found.items()}
+        self.found |= {self.tensors[f"{name}.weight"]: seen for name, seen in activations.items()}

@@ -25,8 +25,7 @@ from tailwise.compression.trying.sensitivity import Variant
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
 from tailwise.core.errors import UnreadableError
 from tailwise.core.execution.engine import Engine
-from tailwise.core.execution.engines import engine_of
-from tailwise.core.execution.executor import one_thread
+from tailwise.core.execution.executor import engine_of, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 
@@ -54,7 +53,7 @@ class TrialTask:
     trials: tuple[Entries, ...]
 
 
-class Elsewhere:
+class EngineTrials:
     """Losses of plans, measured on an engine."""
 
     def __init__(self, engine: Engine, setting: bytes, options: RunOptions) -> None:
@@ -74,7 +73,7 @@ class Elsewhere:
     def _told(
         self, how: TrialSettings, trials: Sequence[Entries], progress: Callable[[int, int], None] | None = None
     ) -> list[Any]:
-        found: dict[int, Any] = {}
+        by_place: dict[int, Any] = {}
 
         def pack(places: Sequence[int]) -> tuple[tuple[int, ...], TrialTask]:
             return tuple(places), TrialTask(self._setting, how, tuple(trials[place] for place in places))
@@ -84,10 +83,10 @@ class Elsewhere:
             if isinstance(losses, str):
                 fix = "try again, or leave --executor out"
                 raise UnreadableError(f"a plan could not be tried: {losses}", where=how.around.model, fix=fix)
-            found[place] = losses
+            by_place[place] = losses
             if progress is not None:
-                progress(len(found), len(trials))
-        return [found[place] for place in range(len(trials))]
+                progress(len(by_place), len(trials))
+        return [by_place[place] for place in range(len(trials))]
 
     def of_plans(self, plans: Sequence[Plan], windows: Windows) -> list[NDArray[np.float64]]:
         """Losses of plans for the same tensors in the same order."""
@@ -102,13 +101,13 @@ class Elsewhere:
         self, how: TrialSettings, variants: Sequence[Variant], progress: Callable[[int, int], None] | None = None
     ) -> dict[Hashable, float]:
         """Key of each variant → change of the mean loss against `how.around`."""
-        base, *found = self.losses(how, [{}, *(variant.entries for variant in variants)], progress)
-        changes = [float(losses.mean()) - float(base.mean()) for losses in found]
+        base, *changed = self.losses(how, [{}, *(variant.entries for variant in variants)], progress)
+        changes = [float(losses.mean()) - float(base.mean()) for losses in changed]
         return {variant.key: change for variant, change in zip(variants, changes, strict=True)}
 
 
 @contextmanager
-def elsewhere(model: str, plan: Plan, text: StageOptions) -> Iterator[Elsewhere | None]:
+def trials_on_engine(model: str, plan: Plan, text: StageOptions) -> Iterator[EngineTrials | None]:
     """The engine that the options name, for trials of plans of the same tensors; None where it is this process."""
     if text.executor == "local":
         yield None
@@ -116,7 +115,7 @@ def elsewhere(model: str, plan: Plan, text: StageOptions) -> Iterator[Elsewhere 
     options = RunOptions(executor=text.executor, workers=text.workers, patience=text.patience, device=text.device)
     here = replace(text, executor="local", calibration=_from_anywhere(text.calibration))
     with engine_of(options) as engine:
-        yield Elsewhere(engine, pickle.dumps((from_anywhere(model), plan, here)), options)
+        yield EngineTrials(engine, pickle.dumps((from_anywhere(model), plan, here)), options)
 
 
 def _from_anywhere(calibration: Any) -> Any:
@@ -133,10 +132,10 @@ def _given_up(place: int, why: str) -> tuple[int, str]:
 
 def _run(packed: tuple[tuple[int, ...], TrialTask]) -> list[tuple[int, NDArray[np.float64] | RowScores | str]]:
     """On a worker."""
-    places, errand = packed
+    places, task = packed
     with one_thread():
-        stage = _stage(errand)
-        return [(place, _losses(stage, errand.how, trial)) for place, trial in zip(places, errand.trials, strict=True)]
+        stage = _stage(task)
+        return [(place, _losses(stage, task.how, trial)) for place, trial in zip(places, task.trials, strict=True)]
 
 
 def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.float64] | RowScores:
@@ -151,14 +150,14 @@ def _losses(stage: Stage, how: TrialSettings, entries: Entries) -> NDArray[np.fl
 _HELD: dict[str, Any] = {}
 
 
-def _stage(errand: TrialTask) -> Stage:
-    key = hashlib.sha256(errand.setting).digest()
+def _stage(task: TrialTask) -> Stage:
+    key = hashlib.sha256(task.setting).digest()
     if _HELD.get("key") != key:
         _HELD.clear()
-        _HELD.update(key=key, stage=stage_of(*pickle.loads(errand.setting)))  # noqa: S301 - made by who sent it
+        _HELD.update(key=key, stage=stage_of(*pickle.loads(task.setting)))  # noqa: S301 - made by who sent it
     stage: Stage = _HELD["stage"]
-    settled = hashlib.sha256(pickle.dumps(errand.how)).digest()
-    if not errand.how.applied and _HELD.get("settled") != settled:
-        stage.trial.settle(errand.how.around, getattr(stage, errand.how.windows))
+    settled = hashlib.sha256(pickle.dumps(task.how)).digest()
+    if not task.how.applied and _HELD.get("settled") != settled:
+        stage.trial.settle(task.how.around, getattr(stage, task.how.windows))
         _HELD["settled"] = settled
     return stage

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
+from tailwise.core.optional import how_to_get
 
 #: Seconds that the first connection may take.
 _CONNECT = 30.0
@@ -52,10 +53,10 @@ class DaskEngine(Engine):
         if self._client.status != "running":
             return 0
         try:
-            found = sum(int(threads) for threads in self._client.nthreads().values())
+            slots = sum(int(threads) for threads in self._client.nthreads().values())
         except (OSError, ValueError):
             return 0
-        return min(found, self._workers) if self._workers else found
+        return min(slots, self._workers) if self._workers else slots
 
     @override
     def fault(self, error: BaseException) -> Fault:
@@ -77,9 +78,9 @@ class DaskEngine(Engine):
             return True
         self._client.close()
         while time.monotonic() < end:
-            found = self._connected(min(_CONNECT, max(end - time.monotonic(), _AGAIN)))
-            if found is not None:
-                self._client, self._pool = found, found.get_executor(pure=False)
+            connected = self._connected(min(_CONNECT, max(end - time.monotonic(), _AGAIN)))
+            if connected is not None:
+                self._client, self._pool = connected, connected.get_executor(pure=False)
                 return True
             time.sleep(_AGAIN)
         return False
@@ -110,7 +111,7 @@ def _distributed() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise UsageError("the dask executor takes Dask", fix='pip install "tailwise[dask]"') from error
+        raise UsageError("the dask executor takes Dask", fix=how_to_get("dask")) from error
     return distributed
 
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from tailwise.core.errors import UnreachableError, UsageError
 from tailwise.core.execution.engine import Engine, Fault
+from tailwise.core.optional import how_to_get
 
 
 class RayEngine(Engine):
@@ -39,10 +40,10 @@ class RayEngine(Engine):
     @override
     def slots(self) -> int:
         there = _ray().cluster_resources()
-        found = int(there.get("CPU", 0))
+        cores = int(there.get("CPU", 0))
         if self._gpus > 0:
-            found = min(found, int(there.get("GPU", 0) / self._gpus + 1e-6))
-        return min(found, self._workers) if self._workers else found
+            cores = min(cores, int(there.get("GPU", 0) / self._gpus + 1e-6))
+        return min(cores, self._workers) if self._workers else cores
 
     @override
     def fault(self, error: BaseException) -> Fault:
@@ -85,5 +86,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("the ray executor takes Ray", fix='pip install "tailwise[ray]"') from error
+        raise UsageError("the ray executor takes Ray", fix=how_to_get("ray")) from error
     return ray

@@ -186,7 +186,7 @@ class _Spread(Generic[Item, Result]):
         if fault == "connection":
             yield from self._reconnect(error)
             return
-        mine = self._not_elsewhere(flight.items)
+        mine = self._not_under_way(flight.items)
         if fault == "worker":
             most = self._engine.attempts
             why = f"its worker died each of {most} times; give workers more memory, or use fewer on a machine"
@@ -199,10 +199,10 @@ class _Spread(Generic[Item, Result]):
             return
         yield from self._give_up(mine, f"the {self._engine.name} engine could not run it: {_said(error)}")
 
-    def _not_elsewhere(self, items: Iterable[int]) -> list[int]:
+    def _not_under_way(self, items: Iterable[int]) -> list[int]:
         """Those that are neither done nor under way as a copy."""
-        elsewhere = {item for flight in self._running.values() for item in flight.items} | set(self._waiting)
-        return [item for item in items if item in self._left and item not in elsewhere]
+        under_way = {item for flight in self._running.values() for item in flight.items} | set(self._waiting)
+        return [item for item in items if item in self._left and item not in under_way]
 
     def _reconnect(self, error: BaseException) -> Iterator[Result]:
         """All that was under way is lost with the connection; start it again when it is back."""

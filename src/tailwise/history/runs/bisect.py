@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tailwise.core.validation import checked
+
 #: Index of a checkpoint → the layers that the rule names there; the whole model is "".
 Probe = Callable[[int], frozenset[str]]
 
@@ -69,6 +71,7 @@ class Bisection:
         return {"last_good": good, "first_bad": bad}
 
 
+@checked
 def bisect(steps: Sequence[int], probe: Probe, *, verify: bool = True) -> Bisection:
     """The first checkpoint from which the rule speaks, by about log₂ n looks.
 

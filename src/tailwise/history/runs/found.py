@@ -44,8 +44,8 @@ def step_of(name: str) -> int | None:
     """The step that a name has, or None: 900 of `epoch=3-step=900`."""
     if _ASIDE.search(name):
         return None
-    found = next((match for pattern in _PATTERNS if (match := pattern.search(name))), None)
-    return None if found is None else _number(found["digits"], (found["rest"] or "").lower())
+    named = next((match for pattern in _PATTERNS if (match := pattern.search(name))), None)
+    return None if named is None else _number(named["digits"], (named["rest"] or "").lower())
 
 
 def _number(digits: str, rest: str) -> int | None:
@@ -123,9 +123,9 @@ def _on_hub(address: HubAddress, revisions: Sequence[str]) -> Iterable[FoundChec
 def _in_folder(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     names = [name for name in folder.names() if name.endswith(_FILES) and not _SHARD.search(name)]
     here = [(step_of(name), name) for name in (*folder.subfolders(), *names)]
-    found = [FoundCheckpoint(step, name, f"{uri.rstrip('/')}/{name}") for step, name in here if step is not None]
-    if found or depth == 1:
-        return found
+    checkpoints = [FoundCheckpoint(step, name, f"{uri.rstrip('/')}/{name}") for step, name in here if step is not None]
+    if checkpoints or depth == 1:
+        return checkpoints
     below = {}
     for name in sorted(folder.subfolders()):
         if not name.startswith("."):
@@ -139,9 +139,9 @@ def _in_folder(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     return next(iter(runs.values()), [])
 
 
-def _ordered(found: Iterable[FoundCheckpoint], odd: list[str] | None) -> list[FoundCheckpoint]:
+def _ordered(checkpoints: Iterable[FoundCheckpoint], odd: list[str] | None) -> list[FoundCheckpoint]:
     """In order of step, each step once. Of several of one step, the one with the plainest name is the checkpoint."""
-    listed = list(found)
+    listed = list(checkpoints)
     epochs = [one for one in listed if counts_epochs(one.name)]
     if epochs and len(epochs) < len(listed):
         other = next(one for one in listed if one not in epochs)
@@ -157,7 +157,7 @@ def _ordered(found: Iterable[FoundCheckpoint], odd: list[str] | None) -> list[Fo
             continue
         first = ordered[-1]
         if odd is None:
-            said = f"{first.name} and {one.name} are both step {one.step}"
-            raise UsageError(said, where=first.uri, fix="keep one, or move the other")
+            clash = f"{first.name} and {one.name} are both step {one.step}"
+            raise UsageError(clash, where=first.uri, fix="keep one, or move the other")
         odd.append(f"{one.name} is left out: it is step {one.step} too, as {first.name}")
     return ordered

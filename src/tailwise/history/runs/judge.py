@@ -10,8 +10,8 @@ from tailwise.audits.run import RecipeSettings, audit
 from tailwise.core.errors import UsageError
 from tailwise.history.runs.found import FoundCheckpoint
 from tailwise.judging.diagnosis.diagnose import diagnose
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import Overrides
+from tailwise.judging.diagnosis.rule import RULES, AuditRule
+from tailwise.judging.thresholds import Overrides
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: What a metric asks for → the settings of an audit that provide it.
@@ -21,7 +21,7 @@ _PROVIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rule_of(code: str) -> Rule:
+def rule_of(code: str) -> AuditRule:
     """The rule of that code, in either case. Raises `UsageError` with near codes."""
     return RULES[code.strip().upper()]
 
@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(
         self,
-        found: Sequence[FoundCheckpoint],
+        checkpoints: Sequence[FoundCheckpoint],
         code: str,
         *,
         layers: str | None = None,
@@ -40,13 +40,13 @@ class Judge:
         told: Callable[[FoundCheckpoint, frozenset[str]], None] | None = None,
     ) -> None:
         """`layers` is a regular expression for what counts; all layers are audited, since rules compare them."""
-        self._found, self._rule, self._thresholds, self._told = found, rule_of(code), thresholds, told
+        self._found, self._rule, self._thresholds, self._told = checkpoints, rule_of(code), thresholds, told
         try:
             self._layers = None if layers is None else re.compile(layers)
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression: {error}") from error
         self._settings: RecipeSettings = {**_needed(self._rule), **(settings or {})}
-        self.blind: dict[int, str] = {}  # step → why the rule could not look there, which counts as silence
+        self.blind: dict[int, str] = {}  # step → why the rule was not evaluated there, which counts as silence
         self._others = [other for other in RULES if other != self._rule.code]
 
     def __call__(self, index: int) -> frozenset[str]:
@@ -57,7 +57,9 @@ class Judge:
             self.blind[one.step] = verdict.not_looked[0].reason
             if index == len(self._found) - 1:
                 reason = self.blind[one.step]
-                raise UsageError(f"{self._rule.code} cannot look at the last step, {one.step}: {reason}", where=one.uri)
+                raise UsageError(
+                    f"{self._rule.code} cannot be evaluated at the last step, {one.step}: {reason}", where=one.uri
+                )
         named = frozenset(layer for finding in verdict.findings for layer in finding.layers or ("",))
         if self._layers is not None:
             named = frozenset(layer for layer in named if layer and self._layers.search(layer))
@@ -66,10 +68,10 @@ class Judge:
         return named
 
 
-def _needed(rule: Rule) -> RecipeSettings:
+def _needed(rule: AuditRule) -> RecipeSettings:
     needs = [need for name in rule.needs if name in METRICS for need in METRICS[name].needs]
-    found: Any = {}
+    provided: Any = {}
     for need in needs:
-        found |= _PROVIDES.get(need, {})
-    settings: RecipeSettings = found
+        provided |= _PROVIDES.get(need, {})
+    settings: RecipeSettings = provided
     return settings

@@ -54,13 +54,13 @@ class Sink:
 
     def has(self) -> set[int]:
         """Steps whose audits are everywhere they should be."""
-        kept = self._in_folder() if self._folder is not None else None
+        in_folder = self._in_folder() if self._folder is not None else None
         if self._history is None:
-            return kept or set()
+            return in_folder or set()
         stored = self._in_store()
-        return stored if kept is None else stored & kept
+        return stored if in_folder is None else stored & in_folder
 
-    def known(self, found: Sequence[FoundCheckpoint]) -> set[int]:
+    def known(self, checkpoints: Sequence[FoundCheckpoint]) -> set[int]:
         """Those steps of `found` that it has. Raises `UsageError` where they are those of another run.
 
         Runs are named after their folders, and many are called `checkpoints`. Of the last step that is here and in the
@@ -69,21 +69,21 @@ class Sink:
         there = self.has()
         if not self._compared:
             for steps, saved in ((self._in_store(), self._stored), (self._in_folder(), self._saved)):
-                both = [one for one in found if one.step in steps]
+                both = [one for one in checkpoints if one.step in steps]
                 if both:
                     self._compared = True
                     with suppress(UnreadableError):  # a damaged file says nothing of other runs
                         self._compare(max(both), *saved(max(both).step))
-        return {one.step for one in found if one.step in there}
+        return {one.step for one in checkpoints if one.step in there}
 
-    def _compare(self, found: FoundCheckpoint, rows: Sequence[LayerRow], facts: Provenance) -> None:
+    def _compare(self, checkpoint: FoundCheckpoint, rows: Sequence[LayerRow], provenance: Provenance) -> None:
         rows = [row for row in rows if row.digest]
         if not rows:
             return
         row = min(rows, key=lambda row: row.rows * row.cols * row.slices)
-        recipe = {key: facts.recipe[key] for key in ("conv", "min_evals") if key in facts.recipe}
+        recipe = {key: provenance.recipe[key] for key in ("conv", "min_evals") if key in provenance.recipe}
         try:
-            now = audit(found.uri, layers=f"^{re.escape(row.name)}$", metrics=("log_norm",), **recipe)
+            now = audit(checkpoint.uri, layers=f"^{re.escape(row.name)}$", metrics=("log_norm",), **recipe)
         except UsageError:
             digest = ""  # it has no such matrix
         except TailwiseError:
@@ -92,16 +92,17 @@ class Sink:
             digest = now.rows[0].digest
         if digest != row.digest:
             raise UsageError(
-                f"step {found.step} is another one than {facts.model}, which the audits of the run {self.run!r} are of",
-                where=found.uri,
+                f"step {checkpoint.step} is another one than {provenance.model}, "
+                f"which the audits of the run {self.run!r} are of",
+                where=checkpoint.uri,
                 fix="give --run with a name of its own (and -o with a folder of its own), or remove the older audits",
             )
 
     def _stored(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
         """The rows of a step, from the store."""
         assert self._history is not None  # noqa: S101 - it has the step
-        facts = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
-        return self._history.audit_rows(self.run, step), facts
+        provenance = next(item.provenance for item in self._history.audits(self.run) if item.step == step)
+        return self._history.audit_rows(self.run, step), provenance
 
     def _saved(self, step: int) -> tuple[Sequence[LayerRow], Provenance]:
         """The same from the file."""
@@ -119,30 +120,32 @@ class Sink:
         names = (path.name for path in self._folder.glob("step-*.audit")) if self._folder else ()
         return {int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)\.audit", name))}
 
-    def take(self, found: FoundCheckpoint) -> CheckpointOutcome:
+    def take(self, checkpoint: FoundCheckpoint) -> CheckpointOutcome:
         """Audit a checkpoint and keep the audit. What goes wrong is said in the outcome, not raised."""
         try:
-            made = audit(found.uri, progress=self._progress, **self._settings)
+            made = audit(checkpoint.uri, progress=self._progress, **self._settings)
         except TailwiseError as error:
             if isinstance(error, UsageError) and not self._made:
                 raise  # wrong settings, most likely: the others would fail in the same way
-            return CheckpointOutcome(found, trouble=str(error))
+            return CheckpointOutcome(checkpoint, trouble=str(error))
         self._made += 1
-        path = self.path(found.step)
+        path = self.path(checkpoint.step)
         try:
             if path is not None:
                 made.save(path)
             if self._history is not None:
-                self._history.add_audit(made, self.run, found.step, path=path)
+                self._history.add_audit(made, self.run, checkpoint.step, path=path)
         except UnreachableError as error:
-            return CheckpointOutcome(found, made, path, trouble=f"the audit could not be kept: {error}")
-        return CheckpointOutcome(found, made, path)
+            return CheckpointOutcome(checkpoint, made, path, trouble=f"the audit could not be kept: {error}")
+        return CheckpointOutcome(checkpoint, made, path)
 
 
-def audit_all(found: Sequence[FoundCheckpoint], sink: Sink, *, again: bool = False) -> Iterator[CheckpointOutcome]:
+def audit_all(
+    checkpoints: Sequence[FoundCheckpoint], sink: Sink, *, again: bool = False
+) -> Iterator[CheckpointOutcome]:
     """Audit checkpoints one after the other, in their order, without those whose audits are there already."""
-    known = set() if again else sink.known(found)
-    for one in found:
+    known = set() if again else sink.known(checkpoints)
+    for one in checkpoints:
         yield CheckpointOutcome(one, known=True) if one.step in known else sink.take(one)
 
 

@@ -31,22 +31,22 @@ class RunWatch:
     _failed: dict[str, Signature] = field(default_factory=dict)  # not tried again until it changes
 
     def round(self) -> Iterator[CheckpointOutcome]:
-        """CheckpointState once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
+        """Look once, and audit what is new and whole. Afterwards, `waiting` says what is not, and why."""
         self.odd = []
         there = find(self.where, self.revisions, self.odd)
         done = self.sink.known(there)
         seen, self.waiting = self._seen, {}
         self._seen = {}
-        for found in there:
-            if found.step in done:
+        for checkpoint in there:
+            if checkpoint.step in done:
                 continue
-            now = look(found)
-            self._seen[found.name] = now.signature
-            why = now.lacks or self._unsettled(now, seen.get(found.name))
+            now = look(checkpoint)
+            self._seen[checkpoint.name] = now.signature
+            why = now.lacks or self._unsettled(now, seen.get(checkpoint.name))
             if why:
-                self.waiting[found.name] = why
-            elif self._failed.get(found.name) != now.signature:
-                yield self._taken(found, now)
+                self.waiting[checkpoint.name] = why
+            elif self._failed.get(checkpoint.name) != now.signature:
+                yield self._taken(checkpoint, now)
 
     def _unsettled(self, now: CheckpointState, before: Signature | None) -> str:
         """Why a checkpoint may still be changing, "" where it is not."""
@@ -55,10 +55,10 @@ class RunWatch:
         age = self.clock() - now.changed
         return "" if age >= self.settle else f"{_CHANGED} {max(age, 0.0):.0f} s ago"
 
-    def _taken(self, found: FoundCheckpoint, now: CheckpointState) -> CheckpointOutcome:
-        outcome = self.sink.take(found)
+    def _taken(self, checkpoint: FoundCheckpoint, now: CheckpointState) -> CheckpointOutcome:
+        outcome = self.sink.take(checkpoint)
         if outcome.audit is None:
-            self._failed[found.name] = now.signature
+            self._failed[checkpoint.name] = now.signature
         return outcome
 
 
@@ -69,7 +69,7 @@ def follow(
     trouble: Callable[[str], None] = print,
 ) -> Iterator[CheckpointOutcome]:
     """Rounds without end. A place that is away for a while, and what a checkpoint lacks, are said once."""
-    said: set[str] = set()
+    told: set[str] = set()
     while True:
         try:
             yield from watch.round()
@@ -77,9 +77,9 @@ def follow(
             now |= set(watch.odd)
         except UnreadableError as error:
             now = {str(error)}
-        for text in sorted(now - said):
+        for text in sorted(now - told):
             trouble(text)
-        said = now
+        told = now
         sleep(interval)
 
 
@@ -106,28 +106,28 @@ class CheckpointState:
     changed: float | None = None  # time of the last change, where it is known
 
 
-def look(found: FoundCheckpoint) -> CheckpointState:
-    """CheckpointState at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
-    if hub_address(found.uri) is not None:
+def look(checkpoint: FoundCheckpoint) -> CheckpointState:
+    """Look at a checkpoint: its files' names and sizes, and its headers. No weight is read."""
+    if hub_address(checkpoint.uri) is not None:
         return CheckpointState("")  # a commit is there as a whole
     try:
-        signature, lacks = _files(found)
+        signature, lacks = _files(checkpoint)
         if not lacks:
             # A safetensors file whose header promises more bytes than there are is refused here; so is half a zip.
-            open_checkpoint(found.uri).close()
+            open_checkpoint(checkpoint.uri).close()
     except TailwiseError as error:
         return CheckpointState(error.what)
     times = [time for _, _, time in signature if time is not None]
     return CheckpointState(lacks, signature, max(times, default=None))
 
 
-def _files(found: FoundCheckpoint) -> tuple[Signature, str]:
-    parent, _, name = found.uri.rpartition("/")
+def _files(checkpoint: FoundCheckpoint) -> tuple[Signature, str]:
+    parent, _, name = checkpoint.uri.rpartition("/")
     above = open_folder(parent or "/")
     if name in above.names():
         stamp = above.stamps().get(name)
         return ((), "it is not there any more") if stamp is None else (((name, *stamp),), "")
-    folder = open_folder(found.uri)
+    folder = open_folder(checkpoint.uri)
     stamps = sorted((name, *stamp) for name, stamp in folder.stamps().items())
     return tuple(stamps), _lacks(folder)
 

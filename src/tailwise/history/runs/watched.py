@@ -67,12 +67,12 @@ def watched_audit(model: str, history: History, run: str) -> tuple[Audit, dict[s
                              fix="give the model that was trained, or another run with --run")  # fmt: skip
         rows = [_row(row_of(source), point, names) for source in prepared.sources]
         rows += [unmeasured_row(item) for item in prepared.unmeasured]
-        facts = _facts(checkpoint, rows, point)
+        provenance = _facts(checkpoint, rows, point)
         notes = (*checkpoint.notes, *_other_weights(checkpoint, prepared, point, names))
     layers = {row.name: Layer(row, _nothing(row)) for row in rows if row.measured}
     moved = _moved(history, run)
-    found = {name: moved[theirs] for name, theirs in names.items() if theirs in moved}
-    return Audit(rows, layers, replace(facts, notes=notes)), found
+    measured = {name: moved[theirs] for name, theirs in names.items() if theirs in moved}
+    return Audit(rows, layers, replace(provenance, notes=notes)), measured
 
 
 def movement_notes(moved: Mapping[str, Moved], history: History, run: str) -> tuple[str, ...]:
@@ -95,9 +95,9 @@ def _names(sources: Sequence[str], point: Point) -> dict[str, str]:
     """The model's names → those of the run, which may have a module around the model."""
     for prefix in sorted({layer.removesuffix(name) for layer in point.layers for name in sources[:1]
                           if layer.endswith(f".{name}")} | {""}, key=len):  # fmt: skip
-        found = {name: f"{prefix}{name}" for name in sources if f"{prefix}{name}" in point.layers}
-        if found:
-            return found
+        names = {name: f"{prefix}{name}" for name in sources if f"{prefix}{name}" in point.layers}
+        if names:
+            return names
     return {}
 
 
@@ -110,9 +110,9 @@ def _row(row: LayerRow, point: Point, names: Mapping[str, str]) -> LayerRow:
 
 
 def _facts(checkpoint: Checkpoint, rows: Sequence[LayerRow], point: Point) -> Provenance:
-    said = [note.removeprefix(_SAID) for note in point.notes if note.startswith(_SAID)]
+    notes = [note.removeprefix(_SAID) for note in point.notes if note.startswith(_SAID)]
     config = {key: value for key, value in checkpoint.config.items() if isinstance(value, str | int | float | bool)}
-    recipe = {"estimator": said[-1] if said else _ESTIMATOR}
+    recipe = {"estimator": notes[-1] if notes else _ESTIMATOR}
     return Provenance(checkpoint.uri, checkpoint.format, checkpoint.revision, "", recipe, config, versions(), "", 1, "",
                       0.0, sum(row.measured for row in rows), 0)  # fmt: skip
 

@@ -113,9 +113,9 @@ class Catalogue:
         """The next model for `owner`, for `lease` seconds; None where none is to be had now."""
         while True:
             with beside(self._engine, self.where) as connection:
-                found, dead = self._claim(connection, sweep, owner, lease)
+                claim, dead = self._claim(connection, sweep, owner, lease)
             if not dead:
-                return found
+                return claim
 
     def _claim(self, connection: Connection, sweep: str, owner: str, lease: float) -> tuple[ClaimedModel | None, bool]:
         now = _now(connection)
@@ -143,11 +143,11 @@ class Catalogue:
 
     # What became of it
 
-    def finish(self, claim: ClaimedModel, facts: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
+    def finish(self, claim: ClaimedModel, measured: Mapping[str, Any], *, reason: str = "", remedy: str = "") -> bool:
         """The model is audited; False where the claim is lost, and another's word counts."""
         with beside(self._engine, self.where) as connection:
             values: dict[str, Any] = {"reason": reason, "remedy": remedy, "finished": _now(connection)}
-            values |= {"facts": json.dumps(facts)} | {name: facts[name] for name in SUMMED}
+            values |= {"facts": json.dumps(measured)} | {name: measured[name] for name in SUMMED}
             return _set(connection, _held(claim), status="done", **values)
 
     def fail(self, claim: ClaimedModel, reason: str, remedy: str, *, again_in: float | None = None) -> Status | None:
@@ -185,18 +185,18 @@ class Catalogue:
     def output(self, sweep: str) -> str:
         """Where the results of a sweep go. Raises `UsageError` where there is no such sweep."""
         with reading(self._engine, self.where) as connection:
-            found = connection.execute(select(SWEEPS.c.output).where(SWEEPS.c.name == sweep)).scalar()
-        if found is None:
+            output = connection.execute(select(SWEEPS.c.output).where(SWEEPS.c.name == sweep)).scalar()
+        if output is None:
             known = ", ".join(self.sweeps()) or "none"
             raise UsageError(f"there is no sweep named {sweep!r}", where=self.where, fix=f"known: {known}")
-        return str(found)
+        return str(output)
 
     def counts(self, sweep: str) -> dict[str, int]:
         """Status → number of models."""
         with reading(self._engine, self.where) as connection:
             asked = select(MODELS.c.status, func.count()).where(_of(sweep)).group_by(MODELS.c.status)
-            found = {row[0]: int(row[1]) for row in connection.execute(asked)}
-        return {status: found.get(status, 0) for status in ("waiting", "claimed", "done", "failed")}
+            counts = {row[0]: int(row[1]) for row in connection.execute(asked)}
+        return {status: counts.get(status, 0) for status in ("waiting", "claimed", "done", "failed")}
 
     def totals(self, sweep: str) -> dict[str, float]:
         """Sums of `SUMMED` over the models that are done."""
@@ -246,10 +246,10 @@ def _now(connection: Connection) -> float:
 
 
 def _of(sweep: str) -> ColumnElement[bool]:
-    found: ColumnElement[bool] = (
+    condition: ColumnElement[bool] = (
         MODELS.c.sweep_id == select(SWEEPS.c.id).where(SWEEPS.c.name == sweep).scalar_subquery()
     )
-    return found
+    return condition
 
 
 def _is_over(now: float, lease: float) -> ColumnElement[bool]:

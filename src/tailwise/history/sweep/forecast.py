@@ -85,17 +85,17 @@ def forecast(
     """Read headers and add up; `price` is of a core for an hour, in dollars. No weight is read."""
     look = ModelSample(recipe, options, selection, Cache.of(options))
     chosen = _sample(models)
-    found: list[tuple[str, Cost, int]] = []
+    costs: list[tuple[str, Cost, int]] = []
     unreadable: list[tuple[str, str]] = []
     for model in chosen:
         try:
             with open_checkpoint(model) as checkpoint:
                 prepared = prepare(checkpoint, recipe, options, selection)
-                found.append((model, *cost_of(checkpoint, prepared, look)))
+                costs.append((model, *cost_of(checkpoint, prepared, look)))
         except TailwiseError as error:
             unreadable.append((model, error.what))
     total = Cost()
-    for _, cost, _ in found:
+    for _, cost, _ in costs:
         total += cost
     workers = options.workers or default_workers(options.device)
     noise = Cost(core_seconds=look.shape_seconds, wall_seconds=look.shape_seconds / workers)
@@ -105,12 +105,12 @@ def forecast(
         sampled=len(chosen),
         unreadable=tuple(unreadable),
         cost=everything,
-        spread=_spread([cost.core_seconds for _, cost, _ in found], len(chosen), len(models)),
+        spread=_spread([cost.core_seconds for _, cost, _ in costs], len(chosen), len(models)),
         workers=workers,
-        memory=max((memory for *_, memory in found), default=0),
+        memory=max((memory for *_, memory in costs), default=0),
         # A machine is paid for while its last matrix keeps one core busy, too.
         dollars=everything.wall_seconds * workers / 3600 * price,
-        largest=max(found, key=lambda item: item[1].core_seconds)[0] if found else "",
+        largest=max(costs, key=lambda item: item[1].core_seconds)[0] if costs else "",
     )
 
 

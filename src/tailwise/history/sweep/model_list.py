@@ -31,17 +31,17 @@ def read_models(what: str) -> list[str]:
     `hub:author=org,sort=downloads,limit=100`.
     """
     if what.startswith(_QUERY):
-        found = list(_from_hub(what))
+        listed = list(_from_hub(what))
     else:
         lines = (_COMMENT.sub("", line).strip() for line in _text(what).split("\n"))
-        found = [_identity(line) for line in lines if line]
-    models = list(dict.fromkeys(found))
+        listed = [_identity(line) for line in lines if line]
+    models = list(dict.fromkeys(listed))
     if not models:
         raise UsageError("names no model", where=what, fix="write one model on each line: a path, a URL, or org/name")
-    if len(models) < len(found):
-        twice = len(found) - len(models)
-        said = "1 model is named twice and audited" if twice == 1 else f"{twice} models are named twice and audited"
-        _log.warning("%s: %s once", what, said)
+    if len(models) < len(listed):
+        twice = len(listed) - len(models)
+        words = "1 model is named twice and audited" if twice == 1 else f"{twice} models are named twice and audited"
+        _log.warning("%s: %s once", what, words)
     return models
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.run import Progress, audit
 from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, lacks_memory
-from tailwise.history.sweep.lease import Lease
 from tailwise.history.sweep.results import write_audit
 from tailwise.judging.compare.ranking import ModelNumbers, numbers_of
 
@@ -20,6 +22,42 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
     from tailwise.core.recipe import Recipe
     from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
+
+
+_log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Extends a claim's lease from a thread of its own while the block runs."""
+
+    def __init__(self, catalogue: Catalogue, claim: ClaimedModel, seconds: float) -> None:
+        self._catalogue, self._claim, self._seconds = catalogue, claim, seconds
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tailwise-lease", daemon=True)
+        self.lost = False
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._seconds / 3):
+            try:
+                held = self._catalogue.extend(self._claim, self._seconds)
+            except TailwiseError as error:
+                _log.warning("the lease of %s could not be extended: %s", self._claim.model, error)
+                continue
+            if not held:
+                _log.warning("the lease of %s ran out, and another worker has it", self._claim.model)
+                self.lost = True
+                return
+
 
 #: Seconds until a store that did not answer is asked again; doubled with every attempt.
 AGAIN_IN = 30.0
@@ -67,10 +105,10 @@ class SweepWork:
             return self._failed(claim, error)
         here = self.settings.get("executor", "local") == "local" and str(self.settings.get("device", "cpu")) == "cpu"
         cores = time.process_time() - busy if here else None
-        facts, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
-        said, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
-        held = self.catalogue.finish(claim, facts, reason=said, remedy=remedy)
-        return ModelOutcome(claim.model, "done" if held else "lost", said, remedy, facts)
+        measured, bad = facts_of(made, file, time.perf_counter() - started, cores), unread(made)
+        reason, remedy = "; ".join(filter(None, (bad, not_finite(made)))), RETRY if bad else ""
+        held = self.catalogue.finish(claim, measured, reason=reason, remedy=remedy)
+        return ModelOutcome(claim.model, "done" if held else "lost", reason, remedy, measured)
 
     def _failed(self, claim: ClaimedModel, error: Exception) -> ModelOutcome:
         reason, remedy = explained(error)
@@ -101,8 +139,8 @@ def explained(error: Exception) -> tuple[str, str]:
         return _in_one_line(error.what), _in_one_line(error.fix or "")
     if lacks_memory(error):
         return "out of memory", "use fewer --workers, or a machine with more memory, then tailwise sweep --retry"
-    said = _in_one_line(f"{type(error).__name__}: {error}")[:500]
-    return said, "audit it alone with tailwise audit; if it is a bug, report it"
+    message = _in_one_line(f"{type(error).__name__}: {error}")[:500]
+    return message, "audit it alone with tailwise audit; if it is a bug, report it"
 
 
 #: Statuses of matrices that another attempt may measure.
@@ -154,6 +192,6 @@ def unread(audit: Audit) -> str:
     return "" if not bad else f"{len(bad)} matrices could not be read, the first: {bad[0].name}: {bad[0].reason}"
 
 
-def numbers_from(model: str, facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelNumbers:
+def numbers_from(model: str, measured: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelNumbers:
     """The numbers that a ranking takes."""
-    return ModelNumbers(model, facts["values"], recipe, facts["model_type"])
+    return ModelNumbers(model, measured["values"], recipe, measured["model_type"])

@@ -90,8 +90,8 @@ def _line(entry: SweptModel) -> dict[str, Any]:
     """A model's row; one that says so where a catalogue holds what no sweep has written."""
     try:
         stated = {name: getattr(entry, name) for name in ("model", "status", "reason", "remedy", "attempts")}
-        facts = entry.facts if entry.status == "done" else {}
-        line = {**facts, **facts.get("values", {}), **stated}
+        measured = entry.facts if entry.status == "done" else {}
+        line = {**measured, **measured.get("values", {}), **stated}
         for name, kind in _TABLE.items():
             pa.scalar(line.get(name), kind)
     except (TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tailwise.core.errors import UnreadableError
-from tailwise.history.connect import bring_up_to_date as history_up_to_date
 from tailwise.history.connect import reading, writing
 from tailwise.history.kinds import BigInteger, Float, Integer, String, Text
+from tailwise.history.migrate import bring_up_to_date as history_up_to_date
 from tailwise.history.schema import META
 from tailwise.history.sql import (
     Column,
@@ -78,5 +78,5 @@ def bring_up_to_date(engine: Engine, where: str) -> None:
 
 
 def _version(connection: Connection) -> int | None:
-    found = connection.execute(select(META.c.value).where(META.c.key == _KEY)).scalar()
-    return None if found is None else int(found)
+    version = connection.execute(select(META.c.value).where(META.c.key == _KEY)).scalar()
+    return None if version is None else int(version)

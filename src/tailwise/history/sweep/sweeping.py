@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tailwise.audits.prepare import Selection, checked
+from tailwise.audits.prepare import Selection
+from tailwise.audits.prepare import checked as checked_recipe
 from tailwise.audits.run import Progress, split_settings
 from tailwise.core.errors import UsageError
-from tailwise.core.execution.engines import check_executor, is_near
-from tailwise.core.execution.executor import checked_device
+from tailwise.core.execution.executor import check_executor, checked_device, is_near
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import is_url
+from tailwise.core.validation import check_fields, checked
 from tailwise.history.sweep.catalogue import Catalogue, ClaimedModel
 from tailwise.history.sweep.one_model import ModelOutcome, SweepWork
 from tailwise.history.sweep.results import write_models
@@ -40,6 +41,7 @@ class Sweep:
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.lease <= 0:
             raise UsageError(f"the lease is {self.lease} s", fix="give some seconds, e.g. 120")
 
@@ -61,6 +63,7 @@ class SweepListener:
     ended: Callable[[ModelOutcome], None] | None = None
 
 
+@checked
 def sweep(models: Sequence[str], to: Sweep, *, watch: SweepListener | None = None, **settings: Any) -> dict[str, int]:
     """Audit `models` and write the results, beside any other worker of the same sweep; models by status.
 
@@ -68,7 +71,7 @@ def sweep(models: Sequence[str], to: Sweep, *, watch: SweepListener | None = Non
     done or failed. Raises `UsageError` for wrong settings, and where the sweep was begun with others.
     """
     recipe, options = split_settings(settings)  # type: ignore[arg-type]
-    recipe = checked(recipe)
+    recipe = checked_recipe(recipe)
     check_executor(options.executor)
     if is_near(options.executor):  # another engine's workers have devices of their own
         checked_device(options.device)

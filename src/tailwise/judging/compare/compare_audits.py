@@ -12,6 +12,8 @@ from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import Layer
 from tailwise.audits.trusted import OF_FIT, doubt_of_fit, estimator_of, value_of
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
 from tailwise.judging.compare.matching import Matching, Pair, match, shape_text
 from tailwise.judging.compare.significance import contrasts, discoveries, rejected, signed_rank_p, z_scores
@@ -33,6 +35,7 @@ _MOST_NOTES = 5
 _SHOWN = 3  # names in a note
 
 
+@checked
 def compare(
     before: AuditLike, after: AuditLike, *, level: float = 0.05, metrics: Sequence[str] | None = None
 ) -> Comparison:
@@ -52,6 +55,16 @@ def compare(
     Layers are matched by name, then by content, then by place (`matching.match`). Identical layers take no part in
     the tests. The tests of a layer take the two spectra as independent, which errs on the cautious side for a
     fine-tuned model.
+
+    >>> import numpy as np, tailwise as tw
+    >>> base = {f"layers.{i}.up.weight": np.random.default_rng(i).standard_normal((96, 64)) for i in range(3)}
+    >>> tuned = {name: W + 3 * np.outer(W[:, 0], W[0]) for name, W in base.items()}
+    >>> before, after = (tw.audit(model, use_cache=False) for model in (base, tuned))
+    >>> tw.compare(before, before).conclusion
+    'Nothing changed: all 3 matrices are identical, to the byte.'
+    >>> found = tw.compare(before, after, metrics="stable_rank")
+    >>> found.layers[0].deltas["stable_rank"].change < 0
+    True
     """
     before, after = Audit.of(before), Audit.of(after)
     if not 0 < level < 1:
@@ -82,10 +95,11 @@ def _unmeasured(before: Audit, after: Audit) -> tuple[str, ...]:
 
 def _metric_names(before: Audit, after: Audit, wanted: Sequence[str] | None) -> list[str]:
     present = dict.fromkeys(name for audit in (before, after) for layer in audit for name in layer.row.metrics)
-    for name in wanted or ():
+    names = [known_name(name, present) for name in wanted or ()]
+    for name in names:
         if name not in present:
             raise unknown_name("metric in these audits", name, present)
-    return list(wanted or present)
+    return names or list(present)
 
 
 def _layer_deltas(

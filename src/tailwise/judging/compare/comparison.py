@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tailwise.core.shown import Brief, Shown, brief
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -18,8 +20,8 @@ class Delta:
     significant: bool | None = None  # None: nothing is claimed (no standard error, or not comparable)
 
 
-@dataclass(frozen=True)
-class LayerDelta:
+@dataclass(frozen=True, repr=False)
+class LayerDelta(Brief):
     """One layer that both audits measured."""
 
     name: str
@@ -44,8 +46,8 @@ class RoleChange:
     significant: bool | None  # after Benjamini-Hochberg over all tested roles and metrics
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Brief):
     """Everything that changed from `before` (the base) to `after`."""
 
     before: str
@@ -72,13 +74,38 @@ class Comparison:
 
     def significant(self, metric: str) -> tuple[str, ...]:
         """Names of the layers where the change of `metric` is significant."""
-        found = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
-        return tuple(name for name, delta in found if delta is not None and delta.significant)
+        deltas = [(layer.name, layer.deltas.get(metric)) for layer in self.layers]
+        return tuple(name for name, delta in deltas if delta is not None and delta.significant)
+
+    @property
+    def conclusion(self) -> str:
+        """What it comes to, in one sentence: `11 of 58 matrices moved beyond their error: 7 better, …`"""
+        from tailwise.judging.compare.conclusion import conclusion
+
+        return conclusion(self)
+
+    @property
+    def magnitude(self) -> str:
+        """How large ‖W − W₀‖/‖W₀‖ is beside what is known of others; "" where no weights were read."""
+        from tailwise.judging.compare.size_of_change import magnitude
+
+        return magnitude(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        from tailwise.judging.compare.conclusion import conclusion
+        document = asdict(self)
+        head = {key: document.pop(key) for key in ("before", "after")}
+        return {**head, "conclusion": self.conclusion, "magnitude": self.magnitude, **document}
 
-        facts = asdict(self)
-        head = {key: facts.pop(key) for key in ("before", "after")}
-        return {**head, "conclusion": conclusion(self), **facts}
+    def __repr__(self) -> str:
+        return f"Comparison({brief(self.before)}, {brief(self.after)}: {self.conclusion})"
+
+    def _shown(self) -> Shown:
+        heads = ("name", "role", "alpha before", "alpha after", "change", "z", "significant")
+        nothing, rows = Delta(None, None, None), []
+        for layer in self.layers:
+            delta = layer.deltas.get("alpha", nothing)
+            verdict = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
+            rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, verdict))
+        rows.sort(key=lambda row: -abs(row[5] or 0.0))
+        return Shown(" ".join(filter(None, (self.conclusion, self.magnitude))), heads, rows, "`to_json()`", self.notes)

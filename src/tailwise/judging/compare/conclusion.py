@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 _TESTED = ("alpha", "alpha_hill")
 
 
-def conclusion(found: Comparison) -> str:
+def conclusion(comparison: Comparison) -> str:
     """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
 
     Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
     a measure of quality. A matrix that stays within, or whose fits are not trusted, has no verdict.
     """
-    if found.identical:
-        return f"Nothing changed: all {_matrices(len(found.layers))} are identical, to the byte."
-    if not found.layers:
+    if comparison.identical:
+        return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
+    if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
-    of, lost = len(found.layers), _lost(found)
-    moved = [layer for layer in found.layers if any(_significant(layer, name) for name in _TESTED)]
-    changed = sum(not layer.identical for layer in found.layers)
+    of, lost = len(comparison.layers), _lost(comparison)
+    moved = [layer for layer in comparison.layers if any(_significant(layer, name) for name in _TESTED)]
+    changed = sum(not layer.identical for layer in comparison.layers)
     if not moved:
-        claimed = any(layer.deltas[name].significant is not None for layer in found.layers for name in _TESTED
+        claimed = any(layer.deltas[name].significant is not None for layer in comparison.layers for name in _TESTED
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
         return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
     counts = Counter(direction(layer) for layer in moved)
-    said = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
-    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(said)}{lost}."
+    counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
+    return f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
 
 
 def direction(layer: LayerDelta) -> str:
@@ -56,8 +56,8 @@ def _significant(layer: LayerDelta, metric: str) -> bool:
     return metric in layer.deltas and bool(layer.deltas[metric].significant)
 
 
-def _lost(found: Comparison) -> str:
-    count = len(found.missing) + len(found.added)
+def _lost(comparison: Comparison) -> str:
+    count = len(comparison.missing) + len(comparison.added)
     return f"; {_matrices(count)} {'is' if count == 1 else 'are'} in one of the two alone" if count else ""
 
 

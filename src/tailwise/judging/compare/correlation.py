@@ -51,11 +51,11 @@ def correlation(metric: str, kind: Kind, numbers: Sequence[float], scores: Seque
     n = len(numbers)
     if n < 2 or len(set(numbers)) < 2 or len(set(scores)) < 2:
         return Correlation(metric, kind, None, None, None, None, n)
-    found = kendalltau(numbers, scores) if kind == "kendall" else spearmanr(numbers, scores)
-    value = float(found.statistic)
+    test = kendalltau(numbers, scores) if kind == "kendall" else spearmanr(numbers, scores)
+    value = float(test.statistic)
     ties = _ties(numbers), _ties(scores)
     low, high = interval(kind, n, round(value, 12), ties) if n >= MIN_MODELS else (None, None)
-    return Correlation(metric, kind, value, low, high, _p(kind, numbers, scores, float(found.pvalue)), n)
+    return Correlation(metric, kind, value, low, high, _p(kind, numbers, scores, float(test.pvalue)), n)
 
 
 def interval(kind: Kind, n: int, value: float, ties: Ties | None = None) -> tuple[float, float]:
@@ -81,8 +81,8 @@ def _p(kind: Kind, numbers: Sequence[float], scores: Sequence[float], classical:
     exact = n <= MOST_PERMUTED
     total = hit = 0
     for block in _permuted(ranks, exact=exact):
-        found = np.abs((_scored(kind, block) * side).reshape(len(block), -1).sum(axis=1))
-        hit += int(np.count_nonzero(found >= observed - 1e-9))
+        statistics = np.abs((_scored(kind, block) * side).reshape(len(block), -1).sum(axis=1))
+        hit += int(np.count_nonzero(statistics >= observed - 1e-9))
         total += len(block)
     return hit / total if exact else (1 + hit) / (1 + total)
 

@@ -19,6 +19,8 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, lacks_memory
 from tailwise.core.execution.executor import default_workers, map_unordered
 from tailwise.core.recipe import Recipe
+from tailwise.core.shown import Brief
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.judging.compare.compare_audits import compare
 from tailwise.judging.compare.comparison import Comparison, LayerDelta
 from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of, selected
@@ -43,15 +45,20 @@ class DifferenceOptions:
     device: str = "cpu"
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, directions=1, workers=1)
 
-@dataclass(frozen=True)
-class Difference:
+
+@dataclass(frozen=True, repr=False)
+class Difference(Brief):
     """What the checkpoints add to a comparison of two audits."""
 
     comparison: Comparison  # its layers carry `weights`
     audit: Audit  # of the matrices W − W₀
 
 
+@checked
 def difference(
     before: Audit,
     after: Audit,
@@ -74,6 +81,8 @@ def difference(
     Matrices are streamed, one pair per worker. A layer that cannot be read gets a note and no `weights`. Raises
     `UnreadableError` where a checkpoint is not there, or a matrix is no longer the one that was audited.
     """
+    if models is not None and not (isinstance(models, tuple | list) and len(models) == 2):
+        raise UsageError("models are two", fix="give models=(before, after), as `tw.audit` takes them")
     found = comparison or compare(before, after)
     chosen = options or DifferenceOptions()
     if chosen.directions < 1:

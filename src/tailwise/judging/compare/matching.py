@@ -33,22 +33,22 @@ def match(before: Audit, after: Audit) -> Matching:
     """
     old = {layer.row.name: layer.row for layer in before}
     new = {layer.row.name: layer.row for layer in after}
-    found = Matching()
+    matching = Matching()
     pairs = {name: (old[name], row) for name, row in new.items() if name in old and shape(old[name]) == shape(row)}
-    found.reshaped = [(old[name], row) for name, row in new.items() if name in old and name not in pairs]
+    matching.reshaped = [(old[name], row) for name, row in new.items() if name in old and name not in pairs]
     left = [row for name, row in old.items() if name not in new]
     right = [row for name, row in new.items() if name not in old]
     for rename in (_by_content, _by_suffix, _by_place):
         for one, other in rename(left, right):
             pairs[other.name] = (one, other)
-            found.renamed.append((one, other))
+            matching.renamed.append((one, other))
             left.remove(one)
             right.remove(other)
-    found.pairs = [pairs[name] for name in new if name in pairs]
-    found.missing, notes = _really_gone(left, after, "was measured before and now is")
-    found.added, more = _really_gone(right, before, "is measured now and before was")
-    found.notes = notes + more
-    return found
+    matching.pairs = [pairs[name] for name in new if name in pairs]
+    matching.missing, notes = _really_gone(left, after, "was measured before and now is")
+    matching.added, more = _really_gone(right, before, "is measured now and before was")
+    matching.notes = notes + more
+    return matching
 
 
 def shape(row: LayerRow) -> tuple[int, int, int]:
@@ -99,7 +99,7 @@ def _alone(rows: list[LayerRow], key: Key) -> dict[Hashable, LayerRow]:
     for row in rows:
         if (value := key(row)) is not None:
             grouped.setdefault(value, []).append(row)
-    return {value: found[0] for value, found in grouped.items() if len(found) == 1}
+    return {value: group[0] for value, group in grouped.items() if len(group) == 1}
 
 
 def _really_gone(rows: list[LayerRow], other: Audit, verb: str) -> tuple[list[LayerRow], list[str]]:

@@ -22,14 +22,14 @@ def read_scores(path: str | Path) -> dict[str, float | None]:
     if not {"model", "score"} <= set(columns):
         raise UsageError(f"its columns are {', '.join(columns) or 'none'}", where=source, fix="name them model,score")
     rows.fieldnames = columns
-    found: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     for row in rows:
         where = f"{source}, line {rows.line_num}"
         name = (row["model"] or "").strip()
-        if not name or name in found:
+        if not name or name in scores:
             raise UsageError("the model has no name" if not name else f"{name} stands there twice", where=where)
-        found[name] = _number((row["score"] or "").strip(), where)
-    return found
+        scores[name] = _number((row["score"] or "").strip(), where)
+    return scores
 
 
 def _number(text: str, where: str) -> float | None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.shown import Brief, Shown
+from tailwise.core.synonyms import known_name
+from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED
 from tailwise.judging.compare.correlation import MIN_MODELS, Correlation, correlation
 from tailwise.judging.compare.stability import SURE, Stability, stability, values_by_layer
@@ -42,8 +45,8 @@ _SAID = {
 _LARGEST_FIRST = frozenset({"share_2_4", "layers_2_6"})
 
 
-@dataclass(frozen=True)
-class ModelNumbers:
+@dataclass(frozen=True, repr=False)
+class ModelNumbers(Brief):
     """What a ranking needs of an audit: a few numbers in place of its rows and spectra."""
 
     model: str
@@ -60,8 +63,8 @@ def numbers_of(audit: Audit, min_evals: int | None = None, source: str | None = 
     return ModelNumbers(audit.model, model_numbers(audit, min_evals), facts.recipe, family, source)
 
 
-@dataclass(frozen=True)
-class RankedModel:
+@dataclass(frozen=True, repr=False)
+class RankedModel(Brief):
     """One model of a ranking."""
 
     name: str  # the shortest ending of its path that no other model has
@@ -70,8 +73,8 @@ class RankedModel:
     score: float | None = None
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Brief):
     """Models in order, the best by what is said of the number first; models without a value last."""
 
     by: str
@@ -85,17 +88,37 @@ class Ranking:
         """Plain JSON types."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        order = ", ".join(model.name for model in self.models[:3])
+        more = f", … {len(self.models) - 3} more" if len(self.models) > 3 else ""
+        return f"Ranking(by {self.by}, {self.direction.partition(':')[0]}: {order}{more})"
 
+    def _shown(self) -> Shown:
+        scored = any(model.score is not None for model in self.models)
+        rows = [
+            (place, one.name, one.values.get(self.by), *((one.score,) if scored else ()))
+            for place, one in enumerate(self.models, 1)
+        ]
+        heads = ("", "model", self.by, *(("score",) if scored else ()))
+        return Shown(f"by {self.by}, {self.direction}", heads, rows, "`to_json()`", self.notes)
+
+
+@checked
 def rank(
-    audits: Sequence[AuditLike], *, by: str = "alpha_weighted", scores: Mapping[str, float | None] | None = None,
-    min_evals: int | None = None, names: Sequence[str] | None = None,
-) -> Ranking:  # fmt: skip
+    audits: Sequence[AuditLike] | Mapping[str, AuditLike],
+    *,
+    by: str = "alpha_weighted",
+    scores: Mapping[str, float | None] | None = None,
+    min_evals: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Ranking:
     """Order models by one number.
 
     Parameters
     ----------
     audits
-        Two or more, or their paths, best of one architecture family and one recipe.
+        Two or more, or their paths, best of one architecture family and one recipe; or by the names that they are to
+        have.
     by
         A key of `SUMMARIES`, with or without `mean_`.
     scores
@@ -106,7 +129,15 @@ def rank(
         Fewest eigenvalues of a matrix whose fit may be trusted, in place of 50.
     names
         What tells audits of one path apart, as their own files; they are numbered where it is not given.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise, names = np.random.default_rng(0), ("small", "large")
+    >>> audits = [tw.audit({"up.weight": size * noise.standard_normal((96, 64))}, use_cache=False) for size in (1, 10)]
+    >>> [model.name for model in tw.rank(audits, by="log_norm", names=names).models]
+    ['small', 'large']
     """
+    if isinstance(audits, Mapping):
+        names, audits = names or [str(name) for name in audits], list(audits.values())
     given = [Audit.of(one) for one in audits]
     if names is not None and len(names) != len(given):
         raise UsageError(f"{len(names)} names for {len(given)} audits", fix="give one name for each audit")
@@ -214,7 +245,8 @@ def _left_out(key: str, models: Sequence[RankedModel]) -> list[str]:
 
 
 def _summary_name(by: str) -> str:
-    for name in (by, f"mean_{by}"):
+    known = known_name(by, [name.removeprefix("mean_") for name in SUMMARIES])
+    for name in (by, known, f"mean_{known}"):
         if name in SUMMARIES:
             return name
     raise unknown_name("number to rank by", by, [name.removeprefix("mean_") for name in SUMMARIES])

@@ -39,14 +39,14 @@ def contrasts(metric: str, before: Layer, after: Layer) -> list[Contrast] | None
     old, new = _fit_of(metric, before), _fit_of(metric, after)
     if old is None or new is None:
         return None
-    found: list[Contrast] = [(old, new)]
+    pairs: list[Contrast] = [(old, new)]
     if metric == "alpha":
         k = min(old[1], new[1])
         one, other = _refit(before, k), _refit(after, k)
         if one is None or other is None:
             return None
-        found.append((one, other))
-    return found
+        pairs.append((one, other))
+    return pairs
 
 
 def _fit_of(metric: str, layer: Layer) -> Fit | None:

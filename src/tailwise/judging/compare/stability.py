@@ -43,7 +43,7 @@ def values_by_layer(audit: Audit, summary: str, least: int | None = None) -> dic
         return value_of(row, metric) if summary.endswith("_all") else usable(row, metric, kind, least)
 
     rows = [layer.row for layer in audit if layer.row.status != "DEGENERATE"]
-    return {row.name: (row.role, found) for row in rows if (found := value(row)) is not None}
+    return {row.name: (row.role, number) for row in rows if (number := value(row)) is not None}
 
 
 def stability(
@@ -74,11 +74,11 @@ def _resampled(layers: Sequence[Mapping[str, tuple[str, float]]]) -> NDArray[np.
         table = np.array([[one[name][1] for name in common] for one in layers])  # (models, layers)
         drawn = rng.integers(0, len(common), (_DRAWS, len(common)))
         return np.asarray(table[:, drawn].mean(axis=2).T)
-    found = []
+    means = []
     for one in layers:
         values = np.array([value for _, value in one.values()])
-        found.append(values[rng.integers(0, len(values), (_DRAWS, len(values)))].mean(axis=1))
-    return np.stack(found, axis=1)
+        means.append(values[rng.integers(0, len(values), (_DRAWS, len(values)))].mean(axis=1))
+    return np.stack(means, axis=1)
 
 
 def _by_role(layers: Sequence[Mapping[str, tuple[str, float]]]) -> dict[str, float | None]:

@@ -47,7 +47,7 @@ def model_numbers(audit: Audit, min_evals: int | None = None) -> dict[str, float
     def mean(metric: str) -> float | None:
         return _mean([usable(row, metric, estimator, min_evals) for row in rows])
 
-    alphas = [found for row in rows if (found := usable(row, "alpha", estimator, min_evals)) is not None]
+    alphas = [alpha for row in rows if (alpha := usable(row, "alpha", estimator, min_evals)) is not None]
     fits = any("alpha" in layer.row.metrics for layer in audit)
     numbers: dict[str, float | None] = {
         "layers": float(len(audit)),

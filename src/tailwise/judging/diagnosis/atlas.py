@@ -21,6 +21,7 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.core.errors import UnreadableError
+from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of, read_text
 from tailwise.judging.diagnosis.case import has, noise_stable_rank, value
 
@@ -44,8 +45,8 @@ _FAMILIES = (
 Cell = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Member:
+@dataclass(frozen=True, repr=False)
+class Member(Brief):
     """One model of an atlas."""
 
     name: str
@@ -74,8 +75,8 @@ class Standing:
 _TITLES = {"effective_rank": "effective rank", "stable_rank": "stable rank", "alpha_hill": "alpha_hill"}
 
 
-@dataclass(frozen=True)
-class Atlas:
+@dataclass(frozen=True, repr=False)
+class Atlas(Brief):
     """Healthy models, to compare with."""
 
     members: tuple[Member, ...] = ()
@@ -94,9 +95,9 @@ class Atlas:
         for layer in audit:
             sizes[layer.row.rows, layer.row.cols].append(_size(layer.row)[2:])
         own = audit.provenance.fingerprint
-        kept = [one for one in self.members
-                if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
-        return self if len(kept) == len(self.members) else Atlas(tuple(kept), self.name)
+        others = [one for one in self.members
+                  if one.fingerprint != own and not one.digests & digests and not _alike(one, sizes)]  # fmt: skip
+        return self if len(others) == len(self.members) else Atlas(tuple(others), self.name)
 
     def but(self, names: Iterable[str]) -> Atlas:
         """The atlas without these models, by name."""
@@ -112,19 +113,19 @@ class Atlas:
         if number is None:
             return None
         for cell in _cells(row, depth):
-            found = [part for part in self._of(cell) if metric in part[1]]
-            if len(found) >= LEAST_MODELS:
-                shares = [_share_below(values[metric], number) for _, values in found]
-                count = sum(count for count, _ in found)
-                return Standing(metric, float(np.mean(shares)), len(found), count, _said(cell))
+            parts = [part for part in self._of(cell) if metric in part[1]]
+            if len(parts) >= LEAST_MODELS:
+                shares = [_share_below(values[metric], number) for _, values in parts]
+                count = sum(count for count, _ in parts)
+                return Standing(metric, float(np.mean(shares)), len(parts), count, _said(cell))
         return None
 
     def models_with(self, row: LayerRow, flag: str) -> tuple[int, int] | None:
         """(models that have a matrix of this role and size with the flag, models with such a role); None below five."""
-        found = [part for part in self._of(_cells(row, "")[0]) if flag in part[1]]
-        if len(found) < LEAST_MODELS:
+        parts = [part for part in self._of(_cells(row, "")[0]) if flag in part[1]]
+        if len(parts) < LEAST_MODELS:
             return None
-        return sum(max(values[flag]) > 0 for _, values in found), len(found)
+        return sum(max(values[flag]) > 0 for _, values in parts), len(parts)
 
     def _of(self, cell: Cell) -> list[tuple[int, Mapping[str, tuple[float, ...]]]]:
         if not self._pooled and self.members:
@@ -132,6 +133,9 @@ class Atlas:
                 for key, part in member.cells.items():
                     self._pooled.setdefault(key, []).append(part)
         return self._pooled.get(cell, [])
+
+    def __repr__(self) -> str:
+        return f"Atlas({self.name!r}, {len(self)} models)"
 
 
 def number_of(row: LayerRow, metric: str) -> float | None:
@@ -170,9 +174,9 @@ def cells_of(row: LayerRow, depth: str) -> list[Cell]:
 
 def _cells(row: LayerRow, depth: str) -> list[Cell]:
     ratio, size = _ratio(row), _class(min(row.rows, row.cols) * row.slices)
-    found = [("role", row.role, size, ratio, depth)] if depth else []
+    cells = [("role", row.role, size, ratio, depth)] if depth else []
     return [
-        *found, ("role", row.role, size, ratio), ("role", row.role, size), ("role", row.role),
+        *cells, ("role", row.role, size, ratio), ("role", row.role, size), ("role", row.role),
         ("family", family_of(row.role), size), ("family", family_of(row.role)),
     ]  # fmt: skip
 

@@ -17,7 +17,8 @@ from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.atlas import FORMAT, OF_NOISE, VERSION, Atlas, Cell, Member, cells_of, depths, number_of
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.noise import METRICS, noise_like
-from tailwise.judging.diagnosis.thresholds import resolved
+from tailwise.judging.diagnosis.rule import RULES
+from tailwise.judging.thresholds import resolved
 
 #: Quantiles of a metric in a cell of one model, at most.
 _QUANTILES = 9
@@ -55,7 +56,7 @@ def build(audits: Iterable[Audit], names: Sequence[str] = ()) -> Atlas:
 def member_of(audit: Audit, name: str) -> Member:
     """What an atlas keeps of one model."""
     rows, place = [layer.row for layer in audit], depths(audit.rows)
-    case, kind = Case.of(audit, resolved()), estimator_of(audit)
+    case, kind = Case.of(audit, resolved(rules=RULES)), estimator_of(audit)
     tested = {row.name for row in case.judged(*METRICS)}
     grouped: dict[Cell, list[dict[str, float]]] = {}
     for row in rows:
@@ -64,7 +65,7 @@ def member_of(audit: Audit, name: str) -> Member:
             numbers["noise"] = float(noise_like(case, row))
         for cell in cells_of(row, place[row.name]):
             grouped.setdefault(cell, []).append(numbers)
-    cells = {cell: (len(found), _quantiles(found)) for cell, found in grouped.items()}
+    cells = {cell: (len(matrices), _quantiles(matrices)) for cell, matrices in grouped.items()}
     step = max(1, len(rows) // _SIZES)
     sizes = tuple(
         (row.rows, row.cols, round(row.metrics["log_norm"] or 0.0, _DIGITS),
@@ -76,26 +77,26 @@ def member_of(audit: Audit, name: str) -> Member:
 
 
 def _numbers(row: LayerRow, estimator: str) -> dict[str, float]:
-    found = {}
+    numbers = {}
     for name in row.metrics:
         if name.endswith(_LEFT_OUT) or (name in OF_FIT and doubt(row, estimator)):
             continue
         number = number_of(row, name) if name in OF_NOISE else value_of(row, name)
         if number is not None and np.isfinite(number):
-            found[name] = float(number)
-    return found
+            numbers[name] = float(number)
+    return numbers
 
 
-def _quantiles(found: Sequence[dict[str, float]]) -> dict[str, tuple[float, ...]]:
+def _quantiles(matrices: Sequence[dict[str, float]]) -> dict[str, tuple[float, ...]]:
     """All values of a metric, sorted, or their quantiles where there are many."""
     made = {}
-    for name in dict.fromkeys(name for numbers in found for name in numbers):
-        values = np.sort([numbers[name] for numbers in found if name in numbers])
+    for name in dict.fromkeys(name for numbers in matrices for name in numbers):
+        values = np.sort([numbers[name] for numbers in matrices if name in numbers])
         if len(values) > _QUANTILES:
             # Mid-points of equal shares, as single values are of theirs.
             values = np.quantile(values, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
             if name == "noise":
-                values = np.array([max(numbers.get(name, 0.0) for numbers in found)])
+                values = np.array([max(numbers.get(name, 0.0) for numbers in matrices)])
         made[name] = tuple(float(f"{number:.{_DIGITS}g}") for number in values)
     return made
 

@@ -53,8 +53,8 @@ class Case:
 
     def without(self, pattern: re.Pattern[str]) -> Case:
         """The case without the layers whose name matches."""
-        kept = tuple(row for row in self.rows if not pattern.search(row.name))
-        return replace(self, rows=kept, known={})
+        rows = tuple(row for row in self.rows if not pattern.search(row.name))
+        return replace(self, rows=rows, known={})
 
     def limit(self, name: str) -> float:
         """A threshold."""
@@ -90,20 +90,20 @@ class Case:
 
         What makes a chain is the name without its block's number, so that experts and towers are not mixed.
         """
-        found: dict[tuple[str, str, int, int], dict[int, LayerRow]] = {}
+        by_kind: dict[tuple[str, str, int, int], dict[int, LayerRow]] = {}
         for row in rows:
             if row.block is not None:
                 key = (row.role, _NUMBER.sub("#", row.name, count=1), row.rows, row.cols)
-                found.setdefault(key, {})[row.block] = row
-        chains = [[blocks[index] for index in sorted(blocks)] for blocks in found.values()]
+                by_kind.setdefault(key, {})[row.block] = row
+        chains = [[blocks[index] for index in sorted(blocks)] for blocks in by_kind.values()]
         return [chain for chain in chains if len(chain) >= self.limit("min_blocks")]
 
     def peers(self, rows: Sequence[LayerRow]) -> list[list[LayerRow]]:
         """Matrices of one role and shape, at least `min_peers` of them."""
-        found: dict[tuple[str, int, int], list[LayerRow]] = {}
+        by_kind: dict[tuple[str, int, int], list[LayerRow]] = {}
         for row in rows:
-            found.setdefault((row.role, row.rows, row.cols), []).append(row)
-        return [group for group in found.values() if len(group) >= self.limit("min_peers")]
+            by_kind.setdefault((row.role, row.rows, row.cols), []).append(row)
+        return [group for group in by_kind.values() if len(group) >= self.limit("min_peers")]
 
     def feeds_softmax(self, row: LayerRow) -> bool:
         """Whether the layer's output goes through a softmax over tokens or classes."""

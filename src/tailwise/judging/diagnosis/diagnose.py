@@ -9,13 +9,14 @@ from pathlib import Path
 
 from tailwise.audits.audit import Audit, AuditLike
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import checked
 from tailwise.judging.diagnosis.atlas import Atlas, default, load
 from tailwise.judging.diagnosis.case import Case
 from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis, Finding, NotEvaluated, NotLooked
-from tailwise.judging.diagnosis.rule import RULES, Cannot, Partly, Rule, RuleHit, Verdict
-from tailwise.judging.diagnosis.thresholds import Overrides, resolved
+from tailwise.judging.diagnosis.rule import RULES, AuditRule, Cannot, Partly, RuleHit, Verdict
 from tailwise.judging.diagnosis.verdict import health_of
 from tailwise.judging.diagnosis.wording import count, verb
+from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.spectrum.metrics.metric import METRICS
 
 #: Which option of the audit provides what a metric asks for.
@@ -23,6 +24,7 @@ _OPTIONS = {"permuted": "--randomize", "permuted_bulks": "--randomize", "interva
             "rivals": "--rivals"}  # fmt: skip
 
 
+@checked
 def diagnose(
     audit: AuditLike,
     *,
@@ -37,7 +39,8 @@ def diagnose(
     Parameters
     ----------
     thresholds
-        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines.
+        Other values of thresholds: a mapping, or the path of a TOML file with `name = value` lines, which may
+        serve `Alarms` too.
     mute
         Codes (`TW101`), families (`TW2xx`), or a code for some layers (`TW101:regex`).
     history
@@ -51,10 +54,19 @@ def diagnose(
 
     Raises `UsageError` for an unknown code or threshold. A rule that lacks what it needs raises nothing: it is listed
     under `not_looked` with the reason.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> untrained = {f"layers.{i}.up.weight": noise.standard_normal((192, 128)) for i in range(4)}
+    >>> found = tw.diagnose(tw.audit(untrained, use_cache=False), mute="TW6xx")
+    >>> found.health.line
+    'unhealthy: 4 of 4 matrices look like noise, as before training.'
+    >>> [finding.code for finding in found.findings if finding.severity == "error"]
+    ['TW201']
     """
     audit, earlier = Audit.of(audit), [Audit.of(one) for one in history]
     base = None if base is None else Audit.of(base)
-    limits, muting = resolved(thresholds), Muting.parse([mute] if isinstance(mute, str) else mute)
+    limits, muting = resolved(thresholds, RULES), Muting.parse([mute] if isinstance(mute, str) else mute)
     others = atlas_of(atlas).without(audit)
     case = Case.of(audit, limits, earlier, base, others)
     findings: list[Finding] = []
@@ -90,7 +102,7 @@ def atlas_of(given: Atlas | str | Path | None) -> Atlas:
     return given if isinstance(given, Atlas) else load(given)
 
 
-def _judged(rule: Rule, case: Case) -> Verdict:
+def _judged(rule: AuditRule, case: Case) -> Verdict:
     try:
         return rule.judge(case)
     except ArithmeticError as error:
@@ -144,8 +156,8 @@ def _pattern(item: str, pattern: str) -> re.Pattern[str]:
         raise UsageError(f"{item!r} has no regular expression after the colon: {error}") from error
 
 
-def _lacking(rule: Rule, case: Case, audit: Audit) -> Cannot | None:
-    """Why a rule cannot look, told from its needs alone."""
+def _lacking(rule: AuditRule, case: Case, audit: Audit) -> Cannot | None:
+    """Why a rule is not evaluated, by its needs alone."""
     if rule.needs and not case.measured:
         return Cannot("no matrix was measured")
     estimator = str(audit.provenance.recipe.get("estimator", "ks"))
@@ -168,7 +180,7 @@ def _missing(names: list[str], case: Case) -> str:
     return f"the audit lacks {', '.join(absent)}; audit with {how}"
 
 
-def _finding(rule: Rule, found: RuleHit, measured: int) -> Finding:
+def _finding(rule: AuditRule, found: RuleHit, measured: int) -> Finding:
     return Finding(
         code=rule.code,
         title=found.title or _headline(rule, found, measured),
@@ -185,7 +197,7 @@ def _finding(rule: Rule, found: RuleHit, measured: int) -> Finding:
     )
 
 
-def _headline(rule: Rule, found: RuleHit, measured: int) -> str:
+def _headline(rule: AuditRule, found: RuleHit, measured: int) -> str:
     """`2 of 211 matrices look like noise`."""
     hit = len(found.layers)
     if rule.says is None or not hit:

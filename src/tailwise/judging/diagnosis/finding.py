@@ -1,11 +1,14 @@
-"""What a rule says: a finding with its evidence, or that it could not look."""
+"""What a rule says: a finding with its evidence, or that it was not evaluated."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tailwise.core.shown import Brief, Shown, brief
 
 Severity = Literal["info", "warning", "error"]
 #: How well the rule itself is founded: derived, correlated with quality in publications, or a rule of thumb.
@@ -24,8 +27,8 @@ class Evidence:
     says: str  # in words, with the numbers: "alpha 7.1 ± 0.4 > 6"
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Brief):
     """One pattern found in a model."""
 
     code: str  # TW101, …
@@ -50,18 +53,21 @@ class Finding:
         """Plain JSON types."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        return f"Finding({self.code} {self.severity}: {self.title})"
+
 
 @dataclass(frozen=True)
 class NotLooked:
-    """A rule that could not look, which is not the same as finding nothing."""
+    """A rule that was not evaluated, which is not the same as finding nothing."""
 
     code: str
     title: str
     reason: str  # what is missing, and which option would provide it
 
 
-@dataclass(frozen=True)
-class NotEvaluated:
+@dataclass(frozen=True, repr=False)
+class NotEvaluated(Brief):
     """Layers that a rule left out, though it looked at others."""
 
     code: str
@@ -85,8 +91,8 @@ class WorstLayer:
     stands: str = ""  # where it stands among healthy models
 
 
-@dataclass(frozen=True)
-class Health:
+@dataclass(frozen=True, repr=False)
+class Health(Brief):
     """The verdict on a model."""
 
     word: Word
@@ -113,8 +119,8 @@ class Health:
         return Health(data["word"], data["why"], tuple(WorstLayer(**item) for item in data["worst"]), data["next"])
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Brief):
     """Everything the rules said of one audit, worst first."""
 
     model: str
@@ -134,8 +140,8 @@ class Diagnosis:
     @property
     def worst(self) -> Severity | None:
         """The highest severity found."""
-        found = [SEVERITIES.index(finding.severity) for finding in self.findings]
-        return SEVERITIES[max(found)] if found else None
+        severities = [SEVERITIES.index(finding.severity) for finding in self.findings]
+        return SEVERITIES[max(severities)] if severities else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -154,6 +160,17 @@ class Diagnosis:
         return Diagnosis(
             data["model"], findings, not_looked, looked, muted, limits, left, verdict, data.get("atlas", 0)
         )
+
+    def __repr__(self) -> str:
+        counts = Counter(one.severity for one in self.findings)
+        found = ", ".join(f"{counts[one]} {one}" for one in reversed(SEVERITIES) if counts[one]) or "nothing found"
+        verdict = f"{self.health.line} " if self.health else ""
+        return f"Diagnosis({brief(self.model)}: {verdict}{found}; {len(self.not_looked)} rules lacked what they need)"
+
+    def _shown(self) -> Shown:
+        rows = [(one.code, one.severity, one.title, one.message, len(one.layers)) for one in self.findings]
+        line = self.health.line if self.health else repr(self)
+        return Shown(line, ("code", "severity", "finding", "says", "layers"), rows, "`findings`")
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:

@@ -52,7 +52,7 @@ def heavy_fit_error(case: Case) -> Verdict:
             "ks_distance",
             value(row, "ks_distance"),
             bounds[row.name],
-            fit_in_words(row) + _far_in_words(row, bounds[row.name]) + _rival_in_words(rival[row.name]),
+            fit_in_words(row) + _poor_in_words(row, bounds[row.name]) + _rival_in_words(rival[row.name]),
         )
         for row in hit
     )  # fmt: skip
@@ -64,9 +64,9 @@ def heavy_fit_error(case: Case) -> Verdict:
     )
 
 
-def _far_in_words(row: LayerRow, bound: float) -> str:
-    far = value(row, "ks_distance") > bound
-    return f"; D > {bound:.3f}, of {value(row, 'num_pl_spikes'):.0f} values" if far else ""
+def _poor_in_words(row: LayerRow, bound: float) -> str:
+    poor = value(row, "ks_distance") > bound
+    return f"; D > {bound:.3f}, of {value(row, 'num_pl_spikes'):.0f} values" if poor else ""
 
 
 def _rival_in_words(better: tuple[str, float, float] | None) -> str:

@@ -9,7 +9,7 @@ from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence, Severity
 from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, by_severity, rule
 from tailwise.judging.diagnosis.wording import count, evals, named, quantized, verb
-from tailwise.spectrum.metrics.ranks import matrix_rank
+from tailwise.spectrum.metrics.norms_ranks import matrix_rank
 
 _UNREAD = ("UNREADABLE", "FAILED")
 _UNKNOWN = ("UNSUPPORTED",)
@@ -115,7 +115,8 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
 )
 def rank_loss(case: Case) -> Verdict:
     """Directions carry nothing: their eigenvalues are zero to working precision, or many are below what rounding to
-    the stored type leaves. What coarse codes hide, a single direction, and the few that convolutions lose are noted.
+    the stored type leaves. What coarse codes hide, a single direction, and what rows or columns of next to nothing
+    take in convolutions are noted.
     """
     rows = [row for row in case.measured if has(row, "rank_loss") and row.kind != "lora"]
     lost = {row.name: _lost(case, row) for row in rows}
@@ -134,13 +135,18 @@ def rank_loss(case: Case) -> Verdict:
 
 def _lost_by_design(case: Case, row: LayerRow, lost: int) -> bool:
     """Whether healthy models have it: coarse codes hide weak directions of every heavy-tailed matrix, weight decay
-    before a normalisation leaves convolutions with directions of next to nothing, and one direction is centring."""
+    before a normalisation leaves convolutions with rows of next to nothing, and one direction is centring."""
     if lost <= max(1.0, case.limit("dead_share") * evals(row)):
         return True
-    convolution = row.kind == "conv" or row.role == "conv"
-    if lost <= _exactly_lost(case, row):
-        return convolution and lost < case.limit("rank_loss_share") * evals(row)
-    return convolution or quantized(row)
+    exact, least = lost <= _exactly_lost(case, row), case.limit("rank_loss_share") * evals(row)
+    if quantized(row) and not exact:
+        return True
+    if not (row.kind == "conv" or row.role == "conv"):
+        return False
+    weak = case.spectra[row.name].weak_vectors
+    if weak is not None:
+        return lost - max(0, weak - _dead(case, row)) < least
+    return not exact or lost < least
 
 
 def _lacking(

@@ -21,8 +21,8 @@ class Trend:
 
 def rising(values: Sequence[float]) -> Trend:
     """Whether values rise along their order; −values for falling."""
-    found = stats.kendalltau(np.arange(len(values)), np.asarray(values), alternative="greater")
-    tau, p = float(found.statistic), float(found.pvalue)
+    test = stats.kendalltau(np.arange(len(values)), np.asarray(values), alternative="greater")
+    tau, p = float(test.statistic), float(test.pvalue)
     return Trend(0.0, 1.0) if math.isnan(p) else Trend(tau, p)
 
 

@@ -10,8 +10,7 @@ from scipy import stats
 
 from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, value
-from tailwise.spectrum.baseline import gaussian_spectrum, mean_and_sd
-from tailwise.spectrum.marchenko_pastur import fit_bulk
+from tailwise.spectrum.marchenko_pastur import fit_bulk, gaussian_spectrum, mean_and_sd
 from tailwise.spectrum.spectrum import pool
 
 #: What the judgement needs.
@@ -66,8 +65,20 @@ def bulk_of_noise(case: Case, row: LayerRow) -> bool:
     return bulk_z(row) <= case.limit("noise_mp_z")
 
 
+def order_known(case: Case, row: LayerRow) -> float | None:
+    """How far rows and columns are from those of the same entries in random order; None in older audits."""
+    spectrum = case.spectra.get(row.name)
+    return None if spectrum is None else spectrum.order_z
+
+
+def in_no_order(case: Case, row: LayerRow) -> bool:
+    """Whether rows and columns are as even as those of the same entries in random order, and that was looked at."""
+    order = order_known(case, row)
+    return order is not None and order <= case.limit("order_z")
+
+
 def noise_like(case: Case, row: LayerRow) -> bool:
-    """Tail, evenness, spikes and bulk are all those of noise."""
+    """Tail, evenness, spikes and bulk are all those of noise, and so are rows and columns where they were looked at."""
     found = case.known.get(("noise", row.name))
     if found is None:
         found = case.known["noise", row.name] = _noise_like(case, row)
@@ -80,6 +91,7 @@ def _noise_like(case: Case, row: LayerRow) -> bool:
         and abs(value(row, "singular_entropy_z")) <= bound_on_z(case, row)
         and value(row, "num_spikes") <= case.limit("noise_spikes")
         and bulk_of_noise(case, row)
+        and (order_known(case, row) is None or in_no_order(case, row))
     )
 
 
@@ -91,26 +103,26 @@ def learned(case: Case, *metrics: str) -> list[LayerRow]:
 def alone_in_noise(case: Case, row: LayerRow, tested: list[LayerRow]) -> bool:
     """Whether noise is odd for this matrix: a block's, with peers that are not, or one that every model trains.
 
-    A dense layer outside the blocks may be unused (a pooler), and a role of which most are noise is one that this model
-    leaves so (recurrent weights). Small dense matrices of healthy models overlap with noise (convolutions do not): of
-    them only one counts that is alone with it in its role and shape, with every other far from noise.
+    A pooler may be unused, and a role of which most are noise is one that this model leaves so (recurrent weights).
+    By their spectra alone, small dense matrices of healthy models overlap with noise, as do single dense layers outside
+    the blocks; where rows and columns are in no order either, a small one must only be alone with it in its role.
     """
-    small = min(row.rows, row.cols) * row.slices < case.limit("noise_min_evals")
-    if small and row.role != "conv":
+    small = row.role != "conv" and min(row.rows, row.cols) * row.slices < case.limit("noise_min_evals")
+    ordered = order_known(case, row) is not None
+    if small and not ordered:
         alike = _grouped(case, tested, "shape")[row.role, row.rows, row.cols]
         near = _near(case, (row.role, row.rows, row.cols), alike)
         return len(alike) >= case.limit("min_peers") and near <= (not _far_from_noise(case, row))
     if row.role in _ALWAYS_TRAINED:
         return True
-    if _common_in_health(case, row):
+    if row.role in _OFTEN_UNUSED or _common_in_health(case, row):
         return False
     peers = _grouped(case, tested, "role")[(row.role,)]
     # Outside the blocks, a single dense layer may be one that nothing uses; of several in a role, one is odd.
-    known = row.block is not None or (row.role != "other" and len(peers) >= case.limit("min_peers"))
-    if not known or row.role in _OFTEN_UNUSED:
+    if not (ordered or row.block is not None or (row.role != "other" and len(peers) >= case.limit("min_peers"))):
         return False
     noisy = _noisy(case, row.role, peers) - noise_like(case, row)
-    return 2 * noisy <= len(peers) - 1
+    return noisy == 0 if small else 2 * noisy <= len(peers) - 1
 
 
 def _noisy(case: Case, role: str, peers: list[LayerRow]) -> int:

@@ -10,7 +10,16 @@ from tailwise.audits.rows import LayerRow
 from tailwise.judging.diagnosis.case import Case, has, noise_stable_rank, share_of_noise_rank, value
 from tailwise.judging.diagnosis.finding import Evidence, Severity
 from tailwise.judging.diagnosis.medians import adjusted, rising, robust_scale
-from tailwise.judging.diagnosis.noise import METRICS, alone_in_noise, bulk_of_noise, bulk_z, learned, noise_like
+from tailwise.judging.diagnosis.noise import (
+    METRICS,
+    alone_in_noise,
+    bulk_of_noise,
+    bulk_z,
+    in_no_order,
+    learned,
+    noise_like,
+    order_known,
+)
 from tailwise.judging.diagnosis.rule import Cannot, Partly, RuleHit, Verdict, by_severity, rule
 from tailwise.judging.diagnosis.wording import alpha_in_words, count, entropy_in_words, named, rounding_in_words, verb
 
@@ -303,7 +312,8 @@ def isotropy(case: Case) -> Verdict:
     """Singular entropy is that of a random matrix of this shape, and so is the bulk of the spectrum, although the
     matrix is not noise altogether.
 
-    As even as noise with a bulk that noise does not have is only noted: healthy models have such matrices.
+    As even as noise with a bulk that noise does not have, or with rows and columns of sizes of their own, is only
+    noted: healthy models have such matrices.
     """
     tested = case.judged(*_ENTROPY, *METRICS)
     if not tested:
@@ -313,10 +323,14 @@ def isotropy(case: Case) -> Verdict:
     hit = sorted((row for row in rows if share_of_noise_rank(row) >= bound), key=share_of_noise_rank, reverse=True)
     if not hit:
         return None
-    left = [row for row in hit if bulk_of_noise(case, row) and alone_in_noise(case, row, tested)]
+    left = [row for row in hit if _as_noise(case, row) and alone_in_noise(case, row, tested)]
     names = {row.name for row in left}
     noted = [row for row in hit if row.name not in names]
     return tuple(_isotropic(case, group, tested, severity) for group, severity in by_severity(left, noted))
+
+
+def _as_noise(case: Case, row: LayerRow) -> bool:
+    return bulk_of_noise(case, row) and (order_known(case, row) is None or in_no_order(case, row))
 
 
 def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severity: Severity | None) -> RuleHit:
@@ -329,7 +343,7 @@ def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severit
     )  # fmt: skip
     alike = sum(noise_like(case, row) for row in tested)
     beside = f" ({alike} more {verb(alike, 'is', 'are')} noise altogether: TW201)" if alike else ""
-    own = " Their bulk is not that of noise." if severity else ""
+    own = " Their bulk, or their rows and columns, are not those of noise." if severity else ""
     return RuleHit(
         f"{len(rows)} of {count(len(tested), 'matrix')} {verb(len(rows), 'is', 'are')} as isotropic as noise: "
         f"{named(rows)}{beside}.{own}",

@@ -1,18 +1,16 @@
-"""A rule is one decorated function of a case: it finds something, finds nothing, or could not look."""
+"""A rule is one decorated function of a case: it finds something, finds nothing, or is not evaluated."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import get_args
+from typing import ClassVar, Unpack
 
 from tailwise.audits.rows import LayerRow
 from tailwise.core.registry import Registry
 from tailwise.judging.diagnosis.case import Case
-from tailwise.judging.diagnosis.finding import Evidence, Severity, Strength
+from tailwise.judging.diagnosis.finding import SEVERITIES, Evidence, Severity
+from tailwise.judging.rules import Rule, RuleParts, load, registered
 
 _BUILT_IN = ("depth", "training", "rank", "scale", "fit", "health")
 
@@ -38,7 +36,7 @@ class RuleHit:
 
 @dataclass(frozen=True)
 class Cannot:
-    """Why a rule could not look, and what would let it."""
+    """Why a rule is not evaluated, and what would let it."""
 
     reason: str
 
@@ -61,70 +59,36 @@ def by_severity(rows: list[LayerRow], noted: list[LayerRow]) -> tuple[tuple[list
     return tuple(part for part in both if part[0])
 
 
-@dataclass(frozen=True)
-class Rule:
+@dataclass(frozen=True, kw_only=True)
+class AuditRule(Rule[Case, Verdict]):
     """A named judgement of an audit."""
 
-    code: str
-    title: str
-    family: str
-    summary: str
+    severities: ClassVar[tuple[str, ...]] = SEVERITIES
+    example: ClassVar[str] = "TW101"
+
     severity: Severity
-    strength: Strength
-    needs: tuple[str, ...]  # metrics
-    estimator: str  # that `alpha` must come from, "" where any will do
-    causes: tuple[str, ...]
-    remedies: tuple[str, ...]
-    references: tuple[str, ...]
-    judge: Callable[[Case], Verdict]
-    functions: tuple[str, ...] = ()  # names in `tailwise.training.remedies` that do what a remedy says
+    estimator: str = ""  # that `alpha` must come from, "" where any will do
     says: tuple[str, str] | None = None  # what one matrix does, and what several do: "looks …", "look like noise"
 
 
-def _load_built_ins() -> None:
-    for family in _BUILT_IN:
-        import_module(f"tailwise.judging.diagnosis.{family}")
-    # A family that was imported on its own before must not come first.
-    RULES.sort(lambda item: _BUILT_IN.index(item.family) if item.family in _BUILT_IN else len(_BUILT_IN))
+RULES: Registry[AuditRule] = Registry(
+    "rule", "tailwise.rules", lambda: load(RULES, (f"tailwise.judging.diagnosis.{family}" for family in _BUILT_IN))
+)
 
 
-RULES: Registry[Rule] = Registry("rule", "tailwise.rules", _load_built_ins)
-
-
-def rule(  # noqa: PLR0913 - a rule has as many parts
+def rule(
     code: str,
     *,
-    title: str,
     severity: Severity,
-    strength: Strength,
-    needs: Sequence[str] = (),
     estimator: str = "",
-    causes: Sequence[str],
-    remedies: Sequence[str],
-    functions: Sequence[str] = (),
-    references: Sequence[str],
     says: tuple[str, str] | None = None,
+    **parts: Unpack[RuleParts],
 ) -> Callable[[Callable[[Case], Verdict]], Callable[[Case], Verdict]]:
     """Register the decorated function as the rule `code` (two capital letters or more, then three digits).
 
     `says` completes "1 of 211 matrices" and "2 of 211 matrices" to the title of a finding; without it, the title is
     the rule's. The function takes a `Case` and returns `RuleHit` (or several), `Partly`, `Cannot`, or None for nothing
     found; its docstring is the sign that it looks for. A metric of `needs` that the audit lacks, or another estimator
-    of `alpha` than `estimator`, is answered "could not look" before the function is called.
+    of `alpha` than `estimator`, is answered "not evaluated" before the function is called. `parts`: see `RuleParts`.
     """
-    if not re.fullmatch(r"[A-Z]{2,}\d{3}", code):
-        raise TypeError(f"{code!r} is not a code such as TW101")
-    if severity not in get_args(Severity):
-        raise TypeError(f"the severity of {code} is {severity!r}; it is one of {', '.join(get_args(Severity))}")
-
-    def register(function: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
-        RULES.add(code, Rule(
-            code=code, title=title, family=function.__module__.rsplit(".", 1)[-1],
-            summary=" ".join((inspect.getdoc(function) or "").split()), severity=severity, strength=strength,
-            needs=tuple(dict.fromkeys(needs)), estimator=estimator, causes=tuple(causes), remedies=tuple(remedies),
-            references=tuple(references), judge=function, functions=tuple(functions),
-            says=says,
-        ))  # fmt: skip
-        return function
-
-    return register
+    return registered(RULES, AuditRule, code, severity=severity, estimator=estimator, says=says, **parts)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise, repeat
+from itertools import pairwise
 from statistics import median
 
 from tailwise.audits.rows import LayerRow
-from tailwise.judging.diagnosis.atlas import family_of
-from tailwise.judging.diagnosis.case import Case, value
+from tailwise.judging.diagnosis.case import Case, has, value
 from tailwise.judging.diagnosis.finding import Evidence
 from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
@@ -19,6 +18,8 @@ from tailwise.judging.diagnosis.wording import alpha_in_words, count, evals, nam
 _FLOOR = 0.05
 #: Scatter of log10 λ_max among matrices of a role that never counts.
 _PEERS_FLOOR = 0.15
+#: Roles whose scale is not compared with that of the others.
+_OWN_SCALE = ("embed", "pos_embed", "codebook")
 _MANY = 64  # matrices of a group whose middle no single one moves
 _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 
@@ -45,14 +46,14 @@ _ERG = ("detX_delta", "detX_num", "alpha", "ks_distance", "num_pl_spikes")
 )
 def scale_jump(case: Case) -> Verdict:
     """log₁₀ λ_max jumps from one block to the next of the same role and shape, against the steps of that chain. The
-    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape."""
+    first and the last block are held to a larger step, as is what is far above all matrices of its role and shape.
+    Entries far larger than those of the role, or of the model, relative to 1/√inputs, count too."""
     rows = case.judged("log_spectral_norm")
     chains, groups = case.chains(rows), case.peers(rows)
-    if not chains and not groups and len(rows) <= case.limit("min_peers"):
+    if not chains and not groups and len(rows) < case.limit("scale_model_least"):
         return Cannot(f"no role has {case.limit('min_blocks'):.0f} blocks of one shape with enough eigenvalues")
     found = [item for group in groups for item in _above_peers(case, group)]
-    grouped = {row.name for group in (*chains, *groups) for row in group}
-    found += _above_family(case, rows, grouped)
+    found += _above_model(case, rows)
     jumps = {row.name: (row, above, says) for row, above, says in found}
     for chain in chains:
         for row, step, says in _jumps(case, chain):
@@ -88,30 +89,33 @@ def _above_peers(case: Case, group: list[LayerRow]) -> list[tuple[LayerRow, floa
     return found
 
 
-def _above_family(case: Case, rows: list[LayerRow], grouped: set[str]) -> list[tuple[LayerRow, float, str]]:
-    """Matrices without peers of their shape, held against their kind by the scale of the entries alone.
+def _above_model(case: Case, rows: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
+    """Matrices whose entries, relative to 1/√inputs, are far larger than those of their role, or of the model where the
+    role has too few.
 
-    Recurrent gates differ in scale by design.
+    Embeddings, whose inputs are no sum, have a scale of their own; what one direction made large is TW301's.
     """
-    found = []
-    families: dict[str, list[LayerRow]] = {}
-    for row in rows:
-        families.setdefault(family_of(row.role), []).append(row)
-    wanted = {name: group for name, group in families.items()
-              if name not in ("recurrent", "other") and len(group) > case.limit("min_peers")}  # fmt: skip
-    for row, others, (middle, scatter) in (
-        item for group in wanted.values()
-        for item in zip(group, repeat(len(group) - 1), _beside([_entry_scale(one) for one in group]), strict=False)
-    ):  # fmt: skip
-        above = _entry_scale(row) - middle
-        if row.name in grouped:
-            continue
-        if above >= max(case.limit("scale_jump"), case.limit("scale_jump_end")) and above / scatter >= case.limit(
-            "scale_jump_z"
-        ):
-            norm, typical = f"10^{above + middle:.2f}", f"10^{middle:.2f}"
-            says = f"λ_max over that of noise of unit variance: {norm}, {typical} at the median of the other {others}"
-            found.append((row, above, f"{says} of its kind: {above / scatter:.0f} robust sd"))
+    known = [row for row in rows if row.role not in _OWN_SCALE and row.kind != "lora" and has(row, "log_norm")]
+    roles: dict[str, list[LayerRow]] = {}
+    for row in known:
+        roles.setdefault(row.role, []).append(row)
+    large = {role for role, group in roles.items() if len(group) > case.limit("min_peers")}
+    found = [item for role in large for item in _above(case, roles[role], roles[role])]
+    rest = [row for row in known if row.role not in large]
+    return found + (_above(case, rest, known) if len(known) >= case.limit("scale_model_least") else [])
+
+
+def _above(case: Case, rows: list[LayerRow], among: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:
+    """Those of `rows` that are far above the others of `among`."""
+    found, wanted = [], {row.name for row in rows}
+    gains = [_gain(row) for row in among]
+    where = "its role" if len(rows) == len(among) else "the model"
+    for row, gain, (middle, scatter) in zip(among, gains, _beside(gains), strict=True):
+        above = gain - middle
+        if row.name in wanted and above >= case.limit("scale_model") and above / scatter >= case.limit("scale_model_z"):
+            says = f"entries of {10**gain:.3g}/√inputs at the root mean square, {10**middle:.3g}/√inputs at the median "
+            says += f"of the other {len(among) - 1} of {where}: {above / scatter:.1f} robust sd"
+            found.append((row, 2 * above, says))
     return found
 
 
@@ -122,9 +126,10 @@ def _beside(values: list[float]) -> list[tuple[float, float]]:
     return [robust_scale([*values[:index], *values[index + 1 :]], _PEERS_FLOOR) for index in range(len(values))]
 
 
-def _entry_scale(row: LayerRow) -> float:
-    """log10 λ_max relative to that of noise of unit variance and this shape."""
-    return value(row, "log_spectral_norm") - 2 * math.log10(math.sqrt(row.rows) + math.sqrt(row.cols))
+def _gain(row: LayerRow) -> float:
+    """log10 of the entries' root mean square times √inputs: ‖W‖ over the root of the number of outputs."""
+    outputs = row.cols if row.input_axis == 0 else row.rows
+    return 0.5 * (value(row, "log_norm") - math.log10(outputs * row.slices))
 
 
 def _jumps(case: Case, chain: list[LayerRow]) -> list[tuple[LayerRow, float, str]]:

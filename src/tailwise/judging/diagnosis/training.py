@@ -13,9 +13,11 @@ from tailwise.judging.diagnosis.noise import (
     alone_in_noise,
     bound_on_z,
     bulk_z,
+    in_no_order,
     learned,
     noise_in_health,
     noise_like,
+    order_known,
 )
 from tailwise.judging.diagnosis.rule import Cannot, RuleHit, Verdict, rule
 from tailwise.judging.diagnosis.wording import (
@@ -123,6 +125,54 @@ def _noise(
     if moved:
         message += f" {len(moved)} of them differ from the base, so training moved them."
     return (RuleHit(message, evidence, severity, _STAYED if moved else (), len(tested)),)
+
+
+@rule(
+    "TW206",
+    title="entries in no order",
+    says=("has its entries in no order", "have their entries in no order"),
+    severity="warning",
+    strength="theory",
+    needs=METRICS,
+    causes=(
+        "the entries were shuffled: a tensor read with another shape or layout than it was written with",
+        "re-initialised from a heavy-tailed distribution",
+    ),
+    remedies=(
+        "compare the layer with the file that it was converted from, entry by entry",
+        *_CHECKS,
+    ),
+    references=("Fisher 1925, one-way analysis of variance", "Wilson & Hilferty 1931, PNAS 17:684"),
+)
+def entries_in_no_order(case: Case) -> Verdict:
+    """Rows and columns are as even as those of the same entries in random order, in their means and in their sizes,
+    though the spectrum is not that of noise. Training gives rows and columns sizes of their own.
+
+    It is only noted where it is not rare in the model: training that has just begun has moved single directions.
+    """
+    tested = [row for row in case.judged(*METRICS) if order_known(case, row) is not None]
+    if not tested:
+        return Cannot("the audit is older than the look at rows and columns; audit again")
+    hit = [row for row in tested if in_no_order(case, row) and not noise_like(case, row)]
+    if not hit:
+        return None
+    noise = sum(noise_like(case, row) for row in tested)
+    rare = len(hit) + noise <= max(1.0, case.limit("no_order_share") * len(tested))
+    hit.sort(key=lambda row: order_known(case, row) or 0.0)
+    bound = case.limit("order_z")
+    evidence = tuple(
+        Evidence(row.name, "order_z", order_known(case, row) or 0.0, bound,
+                 f"rows and columns {order_known(case, row):.1f} sd from those of entries in random order, within "
+                 f"{bound:g}; {alpha_in_words(row)}{rounding_in_words(row)}")
+        for row in hit
+    )  # fmt: skip
+    return RuleHit(
+        f"In {named(hit)} no row and no column differs from the others more than entries in random order do; "
+        f"{len(tested) - len(hit) - noise} of {count(len(tested), 'matrix')} have an order.",
+        evidence,
+        None if rare else "info",
+        tested=len(tested),
+    )
 
 
 def _noise_evidence(case: Case, row: LayerRow) -> Evidence:

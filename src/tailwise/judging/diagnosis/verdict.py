@@ -19,34 +19,35 @@ _WHOLE = 0.5
 _JUDGED = 0.5
 
 
-def health_of(audit: Audit, found: Diagnosis, others: Atlas | None = None) -> Health:
+def health_of(audit: Audit, diagnosis: Diagnosis, others: Atlas | None = None) -> Health:
     """The verdict on an audited model. `others`: healthy models, this one not among them."""
-    judged, whole = _judged(audit, found)
-    worst = tuple(_placed(audit, item, others) for item in worst_layers(found))
-    bad = [item for item in found.findings if not item.noted]
+    judged, whole = _judged(audit, diagnosis)
+    worst = tuple(_placed(audit, item, others) for item in worst_layers(diagnosis))
+    bad = [item for item in diagnosis.findings if not item.noted]
     named = {name for item in bad for name in item.layers}
     if not len(audit):
         broken = bool(bad)
         why = f"{bad[0].title}." if broken else "no matrix was measured."
-        return Health("unhealthy" if broken else "no verdict", why, worst, _next(audit, found))
+        return Health("unhealthy" if broken else "no verdict", why, worst, _next(audit, diagnosis))
     errors = [item for item in bad if item.severity == "error"]
     if errors or (bad and len(named) > _WHOLE * max(judged, 1)):
-        return Health("unhealthy", _why(errors or bad, len(bad)), worst, _next(audit, found))
+        return Health("unhealthy", _why(errors or bad, len(bad)), worst, _next(audit, diagnosis))
     if bad:
-        return Health("needs a look", _why(bad, len(bad)), worst, _next(audit, found))
+        return Health("needs a look", _why(bad, len(bad)), worst, _next(audit, diagnosis))
     if whole < _JUDGED:
-        least = found.thresholds.get("min_evals", 50)
+        least = diagnosis.thresholds.get("min_evals", 50)
         why = f"{judged} of {count(len(audit), 'matrix')} have the {least:.0f} eigenvalues that rules ask for."
-        return Health("no verdict", why, worst, _next(audit, found))
-    notes = len(found.findings)
+        return Health("no verdict", why, worst, _next(audit, diagnosis))
+    notes = len(diagnosis.findings)
     beside = f"; {count(notes, 'observation')} {verb(notes, 'is', 'are')} only noted" if notes else ""
-    why = f"{count(len(found.looked), 'rule')} looked at {count(len(audit), 'matrix')} and found nothing wrong{beside}."
-    return Health("healthy", why, worst, _next(audit, found))
+    looked = f"{count(len(diagnosis.looked), 'rule')} looked at {count(len(audit), 'matrix')}"
+    why = f"{looked} and found nothing wrong{beside}."
+    return Health("healthy", why, worst, _next(audit, diagnosis))
 
 
-def _judged(audit: Audit, found: Diagnosis) -> tuple[int, float]:
+def _judged(audit: Audit, diagnosis: Diagnosis) -> tuple[int, float]:
     """Matrices with enough eigenvalues, and their share of all weights that were found (measured or packed)."""
-    least = found.thresholds.get("min_evals", 50)
+    least = diagnosis.thresholds.get("min_evals", 50)
     large = [row for row in audit.rows if row.measured and min(row.rows, row.cols) * row.slices >= least]
     every = sum(row.n_params for row in audit.rows if row.measured or row.status == "UNSUPPORTED")
     return len(large), sum(row.n_params for row in large) / every if every else 0.0
@@ -58,10 +59,10 @@ def _why(bad: Sequence[Finding], in_all: int) -> str:
     return f"{bad[0].title}{beside}."
 
 
-def worst_layers(found: Diagnosis, most: int = MOST) -> tuple[WorstLayer, ...]:
+def worst_layers(diagnosis: Diagnosis, most: int = MOST) -> tuple[WorstLayer, ...]:
     """The layers that warnings and errors name: the worst severity first, then the number of findings."""
     named: dict[str, list[Finding]] = {}
-    for item in found.findings:
+    for item in diagnosis.findings:
         for name in () if item.noted else item.layers:
             named.setdefault(name, []).append(item)
     place = {name: index for index, name in enumerate(named)}  # findings have their worst layer first
@@ -78,7 +79,7 @@ def _placed(audit: Audit, item: WorstLayer, others: Atlas | None) -> WorstLayer:
     if others is None or item.layer not in audit:
         return item
     row = audit[item.layer].row
-    told = [found for metric in TOLD if (found := others.standing(row, metric)) is not None]
+    told = [standing for metric in TOLD if (standing := others.standing(row, metric)) is not None]
     farthest = max(told, key=lambda found: abs(found.below - 0.5), default=None)
     return item if farthest is None else replace(item, stands=str(farthest))
 
@@ -93,15 +94,15 @@ def _worst(name: str, findings: Sequence[Finding]) -> WorstLayer:
 
 def _first_clause(says: str) -> str:
     """The number that a finding stands on, with what it is held against: the evidence has the rest."""
-    found = re.match(r"[^;()]*(\([^()]*\))?", says)
-    return (found[0] if found else says).strip(" ,")
+    match = re.match(r"[^;()]*(\([^()]*\))?", says)
+    return (match[0] if match else says).strip(" ,")
 
 
-def _next(audit: Audit, found: Diagnosis) -> str:
-    codes = {item.code for item in found.findings if not item.noted}
+def _next(audit: Audit, diagnosis: Diagnosis) -> str:
+    codes = {item.code for item in diagnosis.findings if not item.noted}
     if not len(audit):
         return "tailwise audit MODEL --dry-run"
-    if "TW201" in codes and not any("moved" in item.message or "base" in item.message for item in found.findings):
+    if "TW201" in codes and not any("moved" in item.message or "base" in item.message for item in diagnosis.findings):
         return "tailwise diagnose AUDIT --base BASE.audit"
     if codes:
         return "tailwise diagnose AUDIT"
@@ -113,5 +114,5 @@ def standings(audit: Audit, layer: str, atlas: Atlas | None = None) -> tuple[Sta
     row = audit[layer].row
     others = (default() if atlas is None else atlas).without(audit)
     depth = depths(audit.rows)[row.name]
-    found = (others.standing(row, metric, depth) for metric in TOLD)
-    return tuple(item for item in found if item is not None)
+    told = (others.standing(row, metric, depth) for metric in TOLD)
+    return tuple(item for item in told if item is not None)

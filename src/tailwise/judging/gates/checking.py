@@ -11,6 +11,7 @@ from tailwise.audits.audit import Audit, AuditLike
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.summary import model_numbers
@@ -22,6 +23,7 @@ from tailwise.judging.gates.parse import Expectations, read_expectations
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 
 
+@checked
 def check(
     audit: AuditLike, expectations: Expectations | str | Path, *, baseline: Audit | str | Path | None = None
 ) -> CheckResult:
@@ -36,6 +38,12 @@ def check(
 
     An expectation that matches no layer, or whose metric the audit lacks, could not be looked at, and that is not a
     pass. A matrix that could not be measured (NaN, unreadable) fails every expectation that means it.
+
+    >>> import numpy as np, tailwise as tw
+    >>> audit = tw.audit({"up.weight": np.random.default_rng(0).standard_normal((96, 64))}, use_cache=False)
+    >>> gate = tw.gates.parse_expectations('expect = ["stable_rank > 10", "alpha < 2"]', "here")
+    >>> tw.check(audit, gate)
+    CheckResult('dict': 1 of 2 expectations hold)
     """
     audit = Audit.of(audit)
     read = expectations if isinstance(expectations, Expectations) else read_expectations(expectations)
@@ -250,7 +258,7 @@ def _look_at_findings(key: str, item: Expectation, context: _Context) -> Expecta
         for finding in above
         for layer in (finding.layers[:20] or ("",))
     )
-    looked = f"{len(found.looked)} rules looked, {len(found.not_looked)} could not"
+    looked = f"{len(found.looked)} rules evaluated, {len(found.not_looked)} not evaluated"
     if not above:
         return ExpectationOutcome(key, item, "passed", looked, len(context.audit))
     return ExpectationOutcome(
@@ -275,7 +283,7 @@ def _look_at_layers(key: str, item: Expectation, context: _Context) -> Expectati
 
 
 def _blind(key: str, item: Expectation, why: str) -> ExpectationOutcome:
-    return ExpectationOutcome(key, item, "could_not_look", f"could not look: {why}")
+    return ExpectationOutcome(key, item, "could_not_look", f"not evaluated: {why}")
 
 
 _LOOK: Mapping[str, Callable[[str, Expectation, _Context], ExpectationOutcome]] = {

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tailwise.core.shown import Brief, Shown, brief
 from tailwise.judging.diagnosis.finding import Severity
 
 Kind = Literal["metric", "median", "delta", "summary", "finding", "layers"]
@@ -84,8 +85,8 @@ class Violation:
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class ExpectationOutcome:
+@dataclass(frozen=True, repr=False)
+class ExpectationOutcome(Brief):
     """What came of one expectation."""
 
     id: str  # "E1" …, in the order of the file
@@ -105,9 +106,12 @@ class ExpectationOutcome:
         """The user's name for it, or its text."""
         return self.expectation.name or self.expectation.text
 
+    def __repr__(self) -> str:
+        return f"ExpectationOutcome({self.id} {self.status}: {brief(self.title)})"
 
-@dataclass(frozen=True)
-class CheckResult:
+
+@dataclass(frozen=True, repr=False)
+class CheckResult(Brief):
     """Every expectation of a gate, in order."""
 
     model: str
@@ -137,3 +141,10 @@ class CheckResult:
         for written, outcome in zip(document["outcomes"], self.outcomes, strict=True):
             written["text"] = outcome.expectation.text
         return {"passed": self.passed, "verdict": self.verdict, **document}
+
+    def __repr__(self) -> str:
+        return f"CheckResult({brief(self.model)}: {self.verdict})"
+
+    def _shown(self) -> Shown:
+        rows = [(one.id, one.status.replace("_", " "), one.title, one.message) for one in self.outcomes]
+        return Shown(self.verdict, ("", "status", "expectation", "says"), rows, "`outcomes`")

@@ -64,15 +64,15 @@ def _cell(text: str) -> str:
 def to_model_card(result: CheckResult, audit: Audit) -> str:
     """A section for a model card, between marks so that a later run can replace it."""
     numbers = {name: value for name, value in model_numbers(audit).items() if value is not None}
-    facts = audit.provenance
-    recipe = facts.recipe
+    provenance = audit.provenance
+    recipe = provenance.recipe
     estimator, hill = (as_code(str(recipe.get(name))) for name in ("estimator", "hill_estimator"))
-    content = as_code(f"sha256:{facts.fingerprint[:16]}…")
+    content = as_code(f"sha256:{provenance.fingerprint[:16]}…")
     parts = [
         _CARD_BEGINS,
         "## Spectral audit",
         f"{len(audit)} weight matrices, measured by tailwise "
-        f"{in_markdown(str(facts.versions.get('tailwise', '')))} (alpha by {estimator}, alpha_hill by {hill}, "
+        f"{in_markdown(str(provenance.versions.get('tailwise', '')))} (alpha by {estimator}, alpha_hill by {hill}, "
         f"the largest {float(recipe.get('k_frac', 0.1)):.0%}). "
         "These numbers describe the spectra of the weights. They are no measure of quality by themselves.",
         "\n".join(
@@ -82,7 +82,7 @@ def to_model_card(result: CheckResult, audit: Audit) -> str:
             ["| role | matrices | median alpha | median alpha_hill |", "| --- | ---: | ---: | ---: |", *_roles(audit)]
         ),
         f"Gate: {result.verdict}." if result.outcomes else "",
-        f"Content of the weights: {content}, audited {in_markdown(facts.started[:10])}.",
+        f"Content of the weights: {content}, audited {in_markdown(provenance.started[:10])}.",
         _CARD_ENDS,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -13,9 +13,9 @@ def workflow_commands(result: CheckResult) -> Iterator[str]:
     """A workflow command for each expectation that does not hold: an error, or a warning where nobody could look."""
     for outcome in [one for one in result.outcomes if not one.passed][:_MOST]:
         kind = "error" if outcome.status == "failed" else "warning"
-        said = [violation.message for violation in outcome.violations[:_MOST]]
+        messages = [violation.message for violation in outcome.violations[:_MOST]]
         where = f"file={_property(result.source)},line={max(1, outcome.expectation.line)}"
-        text = _data("\n".join([outcome.message, *said]))
+        text = _data("\n".join([outcome.message, *messages]))
         yield f"::{kind} {where},title={_property(f'{outcome.id}: {outcome.title}')}::{text}"
 
 

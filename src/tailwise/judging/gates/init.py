@@ -48,15 +48,15 @@ def _finding(audit: Audit) -> Iterator[str]:
 
 def _summary(audit: Audit) -> list[str]:
     numbers = model_numbers(audit)
-    found = []
+    lines = []
     for name in ("share_2_4", "mean_alpha_weighted"):
         value = numbers[name] if name in SUMMARIES else None
         if value is not None:
             share = name.startswith("share")
             room = 0.1 if share else max(0.25, 0.25 * abs(value))
             low, high = (max(0.0, value - room), min(1.0, value + room)) if share else (value - room, value + room)
-            found.append(_expect("summary", name, low, high))
-    return found
+            lines.append(_expect("summary", name, low, high))
+    return lines
 
 
 def _bounds(rows: list[LayerRow], estimator: str) -> Iterator[tuple[str, tuple[float, float]]]:

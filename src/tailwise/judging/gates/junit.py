@@ -27,15 +27,15 @@ def to_junit(result: CheckResult) -> str:
 
 
 def _case(suite: ET.Element, outcome: ExpectationOutcome, result: CheckResult) -> None:
-    facts = {"classname": f"tailwise.{outcome.expectation.kind}", "name": _plain(f"{outcome.id}: {outcome.title}")}
-    case = ET.SubElement(suite, "testcase", {**facts, "time": "0"})
+    attributes = {"classname": f"tailwise.{outcome.expectation.kind}", "name": _plain(f"{outcome.id}: {outcome.title}")}
+    case = ET.SubElement(suite, "testcase", {**attributes, "time": "0"})
     if outcome.passed:
         return
     kind = "failure" if outcome.status == "failed" else "error"
     child = ET.SubElement(case, kind, {"message": _plain(outcome.message), "type": outcome.status})
-    said = [violation.message for violation in outcome.violations] or [outcome.message]
+    messages = [violation.message for violation in outcome.violations] or [outcome.message]
     # Jenkins's schema has no place for a file on a test case.
-    child.text = _plain("\n".join([*said, f"at {result.source}:{outcome.expectation.line}"]))
+    child.text = _plain("\n".join([*messages, f"at {result.source}:{outcome.expectation.line}"]))
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file
+from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
+from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
 from tailwise.judging.gates.expectation import Bounds, Expectation
@@ -39,8 +41,8 @@ _LONGEST_PATTERN = 20_000  # a gate may list the layers that it means
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
 
 
-@dataclass(frozen=True)
-class Expectations:
+@dataclass(frozen=True, repr=False)
+class Expectations(Brief):
     """A file of expectations."""
 
     source: str
@@ -48,6 +50,7 @@ class Expectations:
     baseline: str | None = None  # of every delta that names none
 
 
+@checked
 def read_expectations(path: str | Path) -> Expectations:
     """Read a TOML file. `UsageError` with the line for what is wrong in it, `UnreadableError` where there is none."""
     source = Path(path)
@@ -59,6 +62,7 @@ def read_expectations(path: str | Path) -> Expectations:
     return parse_expectations(text, str(source))
 
 
+@checked
 def parse_expectations(text: str, source: str = "expectations") -> Expectations:
     """The same from a string. Relative baselines are relative to the file's folder."""
     try:
@@ -87,12 +91,12 @@ def _lines(text: str, elements: Sequence[Any]) -> list[int]:
     heads = iter([number for number, line in numbered if re.match(r"\s*\[\[\s*expect\s*\]\]", line)])
     if any(re.match(r"\s*\[\[\s*expect\s*\]\]", line) for _, line in numbered):
         return [next(heads, 1) for _ in elements]
-    found, at = [], 1
+    numbers, at = [], 1
     for element in elements:
         words = next(iter(element.values()), "") if isinstance(element, dict) else element
         at = next((number for number, line in numbered if number >= at and str(words) in line), at)
-        found.append(at)
-    return found
+        numbers.append(at)
+    return numbers
 
 
 class _TomlReader:
@@ -154,9 +158,9 @@ class _TomlReader:
         common = self._common(element)
         if against not in ("", "baseline"):
             common["baseline"] = against
-        if found := _FINDING.fullmatch(body):
+        if about := _FINDING.fullmatch(body):
             self._only(text, element, against, _KEYS["finding"])
-            return self._finding({"finding": found[1] or "none", **{k: v for k, v in element.items() if k == "name"}})
+            return self._finding({"finding": about[1] or "none", **{k: v for k, v in element.items() if k == "name"}})
         if body in ("the layers of the baseline", "same layers"):
             self._only(text, element, "", _KEYS["structure"])
             return Expectation("layers", **common)
@@ -181,13 +185,13 @@ class _TomlReader:
             raise self._error(f"{text!r}: only a change has a baseline", 'write "delta.… against …", or leave it out')
 
     def _limits(self, text: str) -> Bounds | None:
-        if found := _INTERVAL.fullmatch(text):
-            return self._ordered(Bounds(float(found[2]), float(found[3]), found[1] == "(", found[4] == ")"))
-        if found := _LIMIT.fullmatch(text):
-            value, open_end = float(found[2]), found[1] in "<>"
+        if match := _INTERVAL.fullmatch(text):
+            return self._ordered(Bounds(float(match[2]), float(match[3]), match[1] == "(", match[4] == ")"))
+        if match := _LIMIT.fullmatch(text):
+            value, open_end = float(match[2]), match[1] in "<>"
             return (
                 Bounds(high=value, high_open=open_end)
-                if found[1] in ("<", "<=", "≤")
+                if match[1] in ("<", "<=", "≤")
                 else Bounds(low=value, low_open=open_end)
             )
         return None

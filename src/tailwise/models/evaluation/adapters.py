@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG, check_settings, named_base
 from tailwise.models.evaluation.own_config import room_for
@@ -23,12 +24,12 @@ def settings_of(place: str | os.PathLike[str]) -> dict[str, Any]:
     """What an adapter says of itself."""
     path = Path(place).expanduser() / CONFIG
     try:
-        found = json_of(read_text(path))
+        document = json_of(read_text(path))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"could not be read ({error})", where=path) from error
-    if not isinstance(found, dict):
-        raise UnreadableError(f"holds a JSON {type(found).__name__}, and an object was expected", where=path)
-    return found
+    if not isinstance(document, dict):
+        raise UnreadableError(f"holds a JSON {type(document).__name__}, and an object was expected", where=path)
+    return document
 
 
 def base_of(place: str | os.PathLike[str], given: str | None) -> str:
@@ -50,7 +51,7 @@ def with_adapter(module: Any, place: str | os.PathLike[str]) -> Any:
         with quiet():
             import peft
     except ImportError as error:
-        raise UsageError("scoring an adapter takes `peft`", where=place, fix="pip install 'tailwise[hf]'") from error
+        raise UsageError("scoring an adapter takes `peft`", where=place, fix=how_to_get("hf")) from error
     try:
         with quiet(), room_for(os.fspath(place), made=True):
             return peft.PeftModel.from_pretrained(module, os.fspath(Path(place).expanduser()))

@@ -40,8 +40,8 @@ def classifier_scores(model: torch.nn.Module, loader: Iterable[tuple[torch.Tenso
         with torch.inference_mode():
             for inputs, labels in loader:
                 given = inputs if first is None else inputs.to(first.device)
-                found = model(given)
-                logits = getattr(found, "logits", found).float().cpu()
+                output = model(given)
+                logits = getattr(output, "logits", output).float().cpu()
                 total += float(cross_entropy(logits, labels.cpu(), reduction="sum"))
                 correct += (logits.argmax(dim=1) == labels.cpu()).tolist()
     finally:

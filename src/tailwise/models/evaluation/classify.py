@@ -25,11 +25,11 @@ def evaluate_images(
     image. `max_windows` of the options draws so many images. Raises `UsageError`.
     """
     wanted = options or EvaluateOptions()
-    found = _scores(model, source, wanted)
+    scores = _scores(model, source, wanted)
     if against is None:
-        return found
+        return scores
     base = against if isinstance(against, Scores) else _scores(against, source, wanted)
-    return compare_scores(found, base, seed=wanted.seed)
+    return compare_scores(scores, base, seed=wanted.seed)
 
 
 def _scores(model: str, source: Any, options: EvaluateOptions) -> Scores:
@@ -37,18 +37,18 @@ def _scores(model: str, source: Any, options: EvaluateOptions) -> Scores:
         raise UsageError("is no image classifier of transformers", where=model, fix="score language models by --text")
     loaded = load_classifier(model, device=options.device)
     images = images_of(source, model, loaded.module.config, most=options.max_windows, seed=options.seed)
-    found = Scores(
+    scores = Scores(
         model=model,
         settings={"images": images.name, "n": len(images), "seed": options.seed, "device": options.device},
         versions=versions(with_tasks=False),
         tasks=task_scores_of(loaded.module, images),
         notes=images.notes,
     )
-    accuracy = found.tasks[0]
+    accuracy = scores.tasks[0]
     low, high = wilson(round(accuracy.value * accuracy.n), accuracy.n)
-    said = f"{model}: accuracy {accuracy.value:.1%} of {accuracy.n} images, 95 % {low:.1%} to {high:.1%} (Wilson)"
-    found = replace(found, notes=(*found.notes, said))
-    return with_facts(found, loaded) if options.facts else found
+    line = f"{model}: accuracy {accuracy.value:.1%} of {accuracy.n} images, 95 % {low:.1%} to {high:.1%} (Wilson)"
+    scores = replace(scores, notes=(*scores.notes, line))
+    return with_facts(scores, loaded) if options.facts else scores
 
 
 def task_scores_of(model: Any, images: Images) -> tuple[TaskScore, ...]:

@@ -59,7 +59,7 @@ def _of_tokens(ours: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> t
 
     known = min(ours.shape[-1], theirs.shape[-1])  # embeddings are padded by some tools; tokens are the same
     rows = max(1, _CHUNK // known)
-    found = []
+    divergences = []
     for one, other, window in zip(ours, theirs, ids, strict=True):
         losses, lines = (token_losses(part[None], window[None])[0] for part in (one, other)), []
         chunks = zip(one[:-1].split(rows), other[:-1].split(rows), window[1:].split(rows), strict=True)
@@ -71,8 +71,8 @@ def _of_tokens(ours: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> t
             moved = (q.gather(1, at).exp() - p.gather(1, at).exp())[:, 0]
             same = (q.argmax(dim=-1) == p.argmax(dim=-1)).float()
             lines.append(torch.stack([divergence, moved, same], dim=-1))
-        found.append(torch.cat([torch.stack(list(losses), dim=-1), torch.cat(lines)], dim=-1))
-    return torch.stack(found)
+        divergences.append(torch.cat([torch.stack(list(losses), dim=-1), torch.cat(lines)], dim=-1))
+    return torch.stack(divergences)
 
 
 def _summary(tokens: NDArray[np.float64], seed: int) -> Divergence:
@@ -99,4 +99,5 @@ def _summary(tokens: NDArray[np.float64], seed: int) -> Divergence:
         None if of_squares is None else (math.sqrt(max(0.0, of_squares[0])), math.sqrt(max(0.0, of_squares[1]))),
         quantiles(moved, PROBABILITY_QUANTILES),
         tokens=divergence.size,
+        kl_by_window=tuple(float(kl) if math.isfinite(kl) else None for kl in divergence.mean(axis=1)),
     )

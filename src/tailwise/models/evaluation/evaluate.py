@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.core.bars import Told, listener
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.storage import free_memory
+from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.adapters import base_of, is_adapter
 from tailwise.models.evaluation.divergence import paired_losses
 from tailwise.models.evaluation.intervals import mean_interval
@@ -69,6 +71,10 @@ class EvaluateOptions:
     facts: bool = True  # count parameters and zeros
     base: str | None = None  # of an adapter: the model it adapts; None: as the adapter says
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, window=2, max_windows=1, limit=1, seed=0, batch=1)
+
     @property
     def length(self) -> int:
         """Tokens in a window."""
@@ -83,7 +89,7 @@ def evaluate(
     against: None = None,
     tokenizer: Any = ...,
     options: EvaluateOptions = ...,
-    progress: Progress | None = ...,
+    progress: Progress | bool | None = ...,
 ) -> Scores: ...
 @overload
 def evaluate(
@@ -93,8 +99,9 @@ def evaluate(
     against: object,
     tokenizer: Any = ...,
     options: EvaluateOptions = ...,
-    progress: Progress | None = ...,
+    progress: Progress | bool | None = ...,
 ) -> ScoreComparison: ...
+@checked
 def evaluate(
     model: Any,
     *,
@@ -102,15 +109,27 @@ def evaluate(
     against: Any = None,
     tokenizer: Any = None,
     options: EvaluateOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Scores | ScoreComparison:
     """Perplexity, tasks, size and speed of a causal language model; with `against`, next to a base.
 
     `model` is a folder, a Hugging Face id, or a module of transformers with its `tokenizer`; `text` what
     `tokens_of` takes. `against` is another model, which then sees the very same windows and documents, or `Scores`
-    that were saved. A model without a tokenizer of its own uses the base's.
+    that were saved. A model without a tokenizer of its own uses the base's. `progress` is called with what is done,
+    how much of it, and how much in all; True shows a bar, as notebooks and interactive shells do by default.
     """
-    wanted = options or EvaluateOptions()
+    with listener(progress, "evaluate", _of_three) as told:
+        return _evaluated((model, against), text, tokenizer, options or EvaluateOptions(), told)
+
+
+def _of_three(what: str, done: int, total: int) -> Told:
+    return what, done, total
+
+
+def _evaluated(
+    both: tuple[Any, Any], text: Any, tokenizer: Any, wanted: EvaluateOptions, progress: Progress | None
+) -> Scores | ScoreComparison:
+    model, against = both
     if text is None and not wanted.tasks and not wanted.speed:
         raise UsageError("there is nothing to evaluate", fix="give --text, --tasks or --speed")
     ours, theirs = _tokenizers(model, against, tokenizer, wanted.base)
@@ -124,11 +143,11 @@ def evaluate(
         return _scores(model, ours, material, wanted, progress)
     if isinstance(against, Scores):
         return compare_scores(_scores(model, ours, material, wanted, progress), against, seed=wanted.seed)
-    both = (model, ours), (against, ours if theirs is None else theirs)
+    pair = (model, ours), (against, ours if theirs is None else theirs)
     short = None if windows is None else _lacks_room(model, against)
     if windows is not None and short is None:
-        return _side_by_side(both, material, wanted, progress)
-    found, base = (_scores(*one, material, wanted, progress) for one in both)
+        return _side_by_side(pair, material, wanted, progress)
+    found, base = (_scores(*one, material, wanted, progress) for one in pair)
     compared = compare_scores(found, base, seed=wanted.seed)
     return compared if short is None else replace(compared, notes=(*compared.notes, short))
 

@@ -59,10 +59,10 @@ def gguf_places(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         raise UsageError(f"gguf knows no architecture {arch!r}", where=checkpoint.uri, fix="pip install -U gguf")
     config: Any = model.config
     table = gguf.get_tensor_name_map(known[arch], config.num_hidden_layers)
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for name, value in model.named_parameters():
         own = table.get_name(name, try_suffixes=(".weight", ".bias"))
         spec = checkpoint.tensors.get(str(own))
         if own is not None and spec is not None and spec.numel == value.numel():
-            found[own] = name
-    return found
+            places[own] = name
+    return places

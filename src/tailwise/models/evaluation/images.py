@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.core.storage import free_memory, json_of, read_text
+from tailwise.core.optional import how_to_get, needed
+from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.loading import Loaded, address_of
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import config_of, room_for
+from tailwise.models.evaluation.preparation import Preparation, preparation_of
 from tailwise.models.evaluation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 _BATCH = 64
-_LONGEST_SIDE, _MOST_PIXELS = 4096, 1 << 28  # of what a classifier takes, and of a picture on the way there
 
 
 @dataclass(frozen=True)
@@ -39,42 +40,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """From a picture to the model's input, by its `preprocessor_config.json`, or by its config where there is none."""
-
-    height: int
-    width: int
-    channels: int
-    shortest: int | None = None  # the shorter side is brought to this first, and the middle is cut out
-    mean: tuple[float, ...] = (0.5,)
-    sd: tuple[float, ...] = (0.5,)
-    scale: float = 1 / 255
-    resample: int = 2  # PIL's number: bilinear
-
-    def __call__(self, picture: Any) -> NDArray[np.float32]:
-        """(channels, height, width)."""
-        picture = picture.convert("L" if self.channels == 1 else "RGB")
-        if self.shortest is not None:
-            wide, high = picture.size
-            factor = self.shortest / min(wide, high)
-            if wide * high * factor**2 > _MOST_PIXELS:
-                raise UnreadableError(
-                    f"a picture of {wide} × {high}, whose shorter side is to be {self.shortest}, has too many pixels",
-                    fix="leave it out",
-                )
-            picture = picture.resize((max(round(wide * factor), 1), max(round(high * factor), 1)), self.resample)
-            left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
-            picture = picture.crop((left, top, left + self.width, top + self.height))
-        elif picture.size != (self.width, self.height):
-            picture = picture.resize((self.width, self.height), self.resample)
-        values = np.asarray(picture, dtype=np.float32) * self.scale
-        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-        mean, sd = (np.resize(np.asarray(numbers, dtype=np.float32), self.channels) for numbers in (self.mean, self.sd))
-        found: NDArray[np.float32] = (values - mean[:, None, None]) / sd[:, None, None]
-        return found
 
 
 def is_classifier(place: str | os.PathLike[str]) -> bool:
@@ -92,86 +57,25 @@ def is_classifier(place: str | os.PathLike[str]) -> bool:
 
 def load_classifier(place: str, *, device: str = "cpu") -> Loaded:
     """The classifier in a folder or on the Hub, in float32. Raises `UsageError` and `UnreadableError`."""
-    import transformers
+    transformers = needed("transformers", "eval", "scoring a model")
 
     checked_device(device)
     name, revision = address_of(place)
     try:
         with quiet(), room_for(name, revision):
-            module, facts = transformers.AutoModelForImageClassification.from_pretrained(
+            module, report = transformers.AutoModelForImageClassification.from_pretrained(
                 name, config=config_of(name, revision), revision=revision, dtype="float32", output_loading_info=True,
                 trust_remote_code=False,
             )  # fmt: skip
     except Exception as error:  # every architecture fails in its own way
         raise load_error(error, place) from error
-    if missing := sorted(facts.get("missing_keys", ())):
+    if missing := sorted(report.get("missing_keys", ())):
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
             where=place,
             fix="give a classifier with its head",
         )
     return Loaded(module.to(device).eval(), None, place, place)
-
-
-def preparation_of(place: str, config: Any) -> Preparation:
-    """How the model's pictures are made ready. `UnreadableError` where what is said of it cannot be."""
-    fix = "take preprocessor_config.json and config.json from where the model came from"
-    try:
-        found = _prepared(_processor(place), config)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
-        what = f"what is said of its pictures cannot be read ({type(error).__name__}: {error})"
-        raise UnreadableError(what, where=place, fix=fix) from error
-    sides = (found.height, found.width, found.shortest or 1)
-    if (
-        not 1 <= min(sides) <= max(sides) <= _LONGEST_SIDE
-        or found.channels not in (1, 3)
-        or found.resample not in range(6)
-    ):
-        what = f"pictures of {found.channels} × {found.height} × {found.width} numbers, resampled by {found.resample},"
-        raise UnreadableError(f"{what} are more than can be made, or none", where=place, fix=fix)
-    return found
-
-
-def _prepared(said: Mapping[str, Any], config: Any) -> Preparation:
-    side = getattr(config, "image_size", 224)
-    side = side if isinstance(side, int) else int(side[0])
-    size = said.get("size", side)
-    crop = said.get("crop_size", size) if said.get("do_center_crop") else None
-    shortest: int | None = None
-    if isinstance(size, int):
-        height = width = size
-    elif "shortest_edge" in size:
-        height = width = int(size["shortest_edge"])
-        # ConvNeXt: below 384 the picture is made larger by 1/crop_pct, and its middle taken.
-        shortest = (
-            round(height / float(said.get("crop_pct") or 224 / 256)) if "crop_pct" in said and height < 384 else height
-        )
-    else:
-        height, width = int(size["height"]), int(size["width"])
-    if crop is not None:
-        shortest = shortest or min(height, width)
-        height, width = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
-    normal = said.get("do_normalize", True)
-    return Preparation(
-        height, width, int(getattr(config, "num_channels", 3)), shortest,
-        tuple(map(float, said.get("image_mean", (0.5,)))) if normal else (0.0,),
-        tuple(map(float, said.get("image_std", (0.5,)))) if normal else (1.0,),
-        float(said.get("rescale_factor", 1 / 255)), int(said.get("resample", 2)),
-    )  # fmt: skip
-
-
-def _processor(place: str) -> Mapping[str, Any]:
-    name, revision = address_of(place)
-    path = Path(name) / "preprocessor_config.json"
-    try:
-        if not Path(name).is_dir():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
-        found: Mapping[str, Any] = json_of(read_text(path))
-    except Exception:  # a model may come without one: its config says the rest
-        return {}
-    return found
 
 
 def images_of(source: Any, place: str, config: Any, *, most: int | None = None, seed: int = 0) -> Images:
@@ -187,17 +91,17 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     if any(not isinstance(part, str | os.PathLike) for part in parts):
         raise UsageError("an image classifier takes images, not tokens", where=place, fix="name a folder of images")
     ready = preparation_of(place, config)
-    found = [_listed(os.fspath(part), config) for part in parts]
-    pictures = [picture for one, _ in found for picture in one]
-    labels = None if any(own is None for _, own in found) else [label for _, own in found for label in own or ()]
+    listed = [_listed(os.fspath(part), config) for part in parts]
+    pictures = [picture for one, _ in listed for picture in one]
+    labels = None if any(own is None for _, own in listed) else [label for _, own in listed for label in own or ()]
     _check_there(pictures, parts)
     chosen = _drawn(len(pictures), most, seed)
     _check_room(len(chosen), ready, place)
     import torch
 
     pixels = torch.from_numpy(np.stack([ready(_opened(pictures[index])) for index in chosen]))
-    kept = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
-    return Images(pixels, kept, _named(parts))
+    classes = None if labels is None else torch.tensor([labels[index] for index in chosen], dtype=torch.int64)
+    return Images(pixels, classes, _named(parts))
 
 
 def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], str]:
@@ -308,7 +212,7 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
         with quiet():
             data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
     except ImportError as error:
-        raise UsageError("a data set takes `datasets`", where=source, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("a data set takes `datasets`", where=source, fix=how_to_get("eval")) from error
     except Exception as error:  # a data set brings its own files and code
         raise load_error(error, source, "no such folder, nor a data set") from error
     kinds = {column: type(kind).__name__ for column, kind in data.features.items()}
@@ -343,7 +247,7 @@ def _opened(picture: Any) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError("images take `pillow`", fix="pip install 'tailwise[hf]'") from error
+        raise UsageError("images take `pillow`", fix=how_to_get("hf")) from error
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
     if not isinstance(picture, Path):
@@ -368,8 +272,8 @@ def image_losses(
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
             part, wanted = pixels[start : start + _BATCH], labels[start : start + _BATCH]
-            found: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
-            logits = getattr(found, "logits", found).float().cpu()
+            output: Any = model(pixel_values=part.to(device)) if hasattr(model, "config") else model(part.to(device))
+            logits = getattr(output, "logits", output).float().cpu()
             losses.append(cross_entropy(logits, wanted, reduction="none").double())
             right.append(logits.argmax(dim=1) == wanted)
     return torch.cat(losses).numpy(), torch.cat(right).numpy()

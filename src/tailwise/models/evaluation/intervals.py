@@ -67,13 +67,34 @@ def mean_interval(values: Values, *, seed: int = 0) -> Interval | None:
 
 
 def _t_values(values: Values, rng: np.random.Generator) -> Values:
-    n, mean, found = len(values), values.mean(), []
+    n, mean, ends = len(values), values.mean(), []
     for start in range(0, RESAMPLES, _BATCH):
         drawn = values[rng.integers(0, n, (min(_BATCH, RESAMPLES - start), n))]
         errors = drawn.std(axis=1, ddof=1) / math.sqrt(n)
         varied = errors > 0  # a resample of one value n times has no t
-        found.append((drawn.mean(axis=1)[varied] - mean) / errors[varied])
-    return np.concatenate(found)
+        ends.append((drawn.mean(axis=1)[varied] - mean) / errors[varied])
+    return np.concatenate(ends)
+
+
+def ratio_interval(above: Values, below: Values) -> Interval | None:
+    """95 % interval of mean(above) / mean(below), (n,) each and paired in their order.
+
+    Fieller's (1954): every ratio r for which a t test over runs does not tell mean(above − r·below) from 0. None for
+    fewer than `MIN_VALUES` pairs, and where mean(below) is not told from 0, so that no ratio could be left out.
+    """
+    from scipy.stats import t
+
+    if len(above) < MIN_VALUES or not (np.isfinite(above).all() and np.isfinite(below).all()):
+        return None
+    n = min(len(independent(values)) for values in (above, below))
+    pairs = [[part.mean() for part in np.array_split(values, n)] for values in (above, below)]
+    cov = np.cov(pairs) * float(t.ppf((1 + LEVEL) / 2, n - 1)) ** 2 / n
+    over, under = float(above.mean()), float(below.mean())
+    a, b, c = under**2 - cov[1, 1], over * under - cov[0, 1], over**2 - cov[0, 0]
+    if not a > 0:
+        return None
+    half = math.sqrt(max(0.0, b * b - a * c))
+    return (float(b) - half) / float(a), (float(b) + half) / float(a)
 
 
 def sign_flip_p(differences: Values, *, seed: int = 0) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error
@@ -54,8 +55,8 @@ def load_model(
         raise UsageError(f"{dtype!r} is no dtype to compute in", fix=f"use {', '.join(DTYPES)}")
     checked_device(device)
     if not isinstance(model, str | os.PathLike):
-        found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-        return Loaded(model, found, type(model).__name__, model)
+        loaded_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        return Loaded(model, loaded_tokenizer, type(model).__name__, model)
     name = os.fspath(model)
     if is_adapter(name):
         return _adapted(name, tokenizer, base_of(name, base), (dtype, device))
@@ -67,8 +68,8 @@ def load_model(
         module = _widened(module)
     if tokenizer is None:
         tokenizer = load_tokenizer(place, revision)
-    found = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-    return Loaded(module.to(device).eval(), found, name, name, notes)
+    loaded_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    return Loaded(module.to(device).eval(), loaded_tokenizer, name, name, notes)
 
 
 def _adapted(name: str, tokenizer: Any, base: str, how: tuple[str, str]) -> Loaded:
@@ -77,9 +78,9 @@ def _adapted(name: str, tokenizer: Any, base: str, how: tuple[str, str]) -> Load
     if is_adapter(base):
         raise UsageError("is an adapter itself", where=base, fix="give the model that it adapts by --base")
     own = tokenizer if tokenizer is not None else load_tokenizer(name)
-    found = load_model(base, own, dtype=dtype, device=device)
-    module = with_adapter(found.module, name).eval()
-    return Loaded(module, found.tokenizer, name, base, (in_words(name, base), *found.notes))
+    loaded = load_model(base, own, dtype=dtype, device=device)
+    module = with_adapter(loaded.module, name).eval()
+    return Loaded(module, loaded.tokenizer, name, base, (in_words(name, base), *loaded.notes))
 
 
 def address_of(name: str) -> tuple[str, str | None]:
@@ -104,7 +105,7 @@ def _transformers(where: str) -> Any:
         with quiet():
             import transformers
     except ImportError as error:
-        fix = "pip install 'tailwise[eval]'"
+        fix = how_to_get("eval")
         raise UsageError("scoring a model takes `transformers`", where=where, fix=fix) from error
     return transformers
 
@@ -118,10 +119,10 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
         how["config"] = _config_in(place)
     try:
         with room_for(folder_of(place), revision):
-            module, facts = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
+            module, report = kind.from_pretrained(folder_of(place), trust_remote_code=False, **how)
     except Exception as error:  # every architecture and format fails in its own way
         raise load_error(error, name) from error
-    missing = sorted(facts.get("missing_keys", ()))
+    missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise UsageError(
             f"{len(missing)} of its weights are not in the checkpoint and would be random: {', '.join(missing[:3])}",
@@ -129,7 +130,7 @@ def _load(transformers: Any, place: str, revision: str | None, dtype: str, name:
             fix="give a causal language model with its head",
         )
     notes = []
-    if extra := sorted(facts.get("unexpected_keys", ())):
+    if extra := sorted(report.get("unexpected_keys", ())):
         notes.append(f"{name}: {len(extra)} stored tensors have no place in the model: {', '.join(extra[:3])}")
     if getattr(module.config, "auto_map", None):
         notes.append(f"{name}: it comes with Python code, which was not run; the model is transformers' own")
@@ -191,13 +192,13 @@ def load_tokenizer(place: str | os.PathLike[str], revision: str | None = None) -
             check_tokenizer(str(path) if path.is_dir() else name, revision)
             if (path / "config.json").is_file():  # which the tokenizer's class is looked up by
                 checked_document(str(path))
-            found = transformers.AutoTokenizer.from_pretrained(
+            loaded = transformers.AutoTokenizer.from_pretrained(
                 str(path) if path.is_dir() else name, revision=revision, trust_remote_code=False, **inside
             )
     except Exception as error:  # as above
         raise load_error(error, name) from error
-    check_growth(found, name)
-    return found
+    check_growth(loaded, name)
+    return loaded
 
 
 def _has_tokenizer(name: str) -> bool:

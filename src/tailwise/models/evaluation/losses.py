@@ -40,18 +40,18 @@ def window_losses(
     if windows.ndim != 2 or windows.shape[1] < 2 or len(windows) == 0:
         raise UsageError(f"windows are (n ≥ 1, length ≥ 2), not {tuple(windows.shape)}", fix="make them by windows_of")
     device = device_of(model)
-    found: list[torch.Tensor] = []
+    losses: list[torch.Tensor] = []
     done, size = 0, batch or 1
     with scoring(model), torch.inference_mode():
         while done < len(windows):
             part = windows[done : done + size].to(device)
             logits = logits_of(model, part)
-            found.append(token_losses(logits, part).cpu())
+            losses.append(token_losses(logits, part).cpu())
             size = batch or batch_for(logits)
             done += len(part)
             if progress is not None:
                 progress(done, len(windows))
-    return np.asarray(torch.cat(found).double().mean(dim=1).numpy())
+    return np.asarray(torch.cat(losses).double().mean(dim=1).numpy())
 
 
 @contextmanager
@@ -68,8 +68,8 @@ def scoring(model: torch.nn.Module) -> Iterator[None]:
 def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """(n, length) token ids → (n, length, vocabulary) logits."""
     # Keys and values of a cache would be kept for nothing.
-    found: Any = model(input_ids=ids, use_cache=False) if hasattr(model, "config") else model(ids)
-    return getattr(found, "logits", found)  # type: ignore[no-any-return]
+    output: Any = model(input_ids=ids, use_cache=False) if hasattr(model, "config") else model(ids)
+    return getattr(output, "logits", output)  # type: ignore[no-any-return]
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -78,11 +78,11 @@ def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import cross_entropy
 
     rows = max(1, _CHUNK // logits.shape[-1])
-    found = []
+    losses = []
     for scores, window in zip(logits, ids, strict=True):
         pairs = zip(scores[:-1].split(rows), window[1:].split(rows), strict=True)
-        found.append(torch.cat([cross_entropy(part.float(), next_, reduction="none") for part, next_ in pairs]))
-    return torch.stack(found)
+        losses.append(torch.cat([cross_entropy(part.float(), next_, reduction="none") for part, next_ in pairs]))
+    return torch.stack(losses)
 
 
 def batch_for(logits: torch.Tensor) -> int:

@@ -39,13 +39,13 @@ def _count(checkpoint: Checkpoint, name: str) -> int | None:
     rows = spec.shape[0] if spec.shape else 1
     step = max(1, _ENTRIES * rows // max(1, spec.numel))
     step = rows if name in checkpoint.read_whole else step
-    found = 0
+    count = 0
     for start in range(0, rows, max(1, step)):
         part = checkpoint.read_rows(name, start, min(rows, start + step))
         if not (part.is_floating_point() or part.is_complex()):
             return None
-        found += int((part.float() if part.element_size() == 1 else part).count_nonzero())
-    return found
+        count += int((part.float() if part.element_size() == 1 else part).count_nonzero())
+    return count
 
 
 def _in_block(name: str, ndim: int, config: Any) -> bool:

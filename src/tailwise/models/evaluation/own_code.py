@@ -21,10 +21,10 @@ def load_error(error: Exception, where: object, what: str = "could not be loaded
     """
     if isinstance(error, UnreadableError):  # one of ours, which says it all
         return error
-    said = str(error)
-    if any(mark in said for mark in _MARKS):
+    message = str(error)
+    if any(mark in message for mark in _MARKS):
         return needs_code(where)
-    lines = said.strip().splitlines()
+    lines = message.strip().splitlines()
     return UnreadableError(f"{what} ({lines[0] if lines else type(error).__name__})", where=where, fix=fix)
 
 

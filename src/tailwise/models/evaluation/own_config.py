@@ -12,6 +12,7 @@ from typing import Any
 from tailwise.checkpoints.bytesource import LocalFolder
 from tailwise.checkpoints.inside import names_within
 from tailwise.core.errors import UnreadableError
+from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
 from tailwise.models.evaluation.own_adapter import check_settings
@@ -36,36 +37,36 @@ def config_of(place: str, revision: str | None = None, **told: str) -> Any:
     Raises `UnreadableError` where it asks for absurdly many parts, or an index beside it names files elsewhere, and
     whatever transformers raises.
     """
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
     folder = Path(place).expanduser()
     if folder.is_dir():
         _check_indexes(folder)
     check_sizes(folder_at(place, revision))
-    said = {} if told else checked_document(place, revision)
+    document = {} if told else checked_document(place, revision)
     config = transformers.AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **told)
-    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(said)):
+    if any(key in _IMPLEMENTATIONS and not _is_own(value) for key, value in items_of(document)):
         config._attn_implementation = config._experts_implementation = None
     return config
 
 
 def checked_document(place: str, revision: str | None = None) -> Mapping[str, Any]:
     """The document of a folder's or a Hub id's config. Raises as `config_of` does."""
-    import transformers
+    transformers = needed("transformers", "eval", "reading a model's config")
 
-    said: Mapping[str, Any]
-    said, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
-    check_counts(said, place)
-    return said
+    document: Mapping[str, Any]
+    document, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
+    check_counts(document, place)
+    return document
 
 
 def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
 
 
-def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def items_of(document: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every name and value in a document, those in lists under the list's name."""
-    waiting = [(name, said)]
+    waiting = [(name, document)]
     while waiting:
         key, value = waiting.pop()
         yield key, value
@@ -75,9 +76,9 @@ def items_of(said: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             waiting += [(key, item) for item in value]
 
 
-def check_counts(said: Any, where: str) -> None:
+def check_counts(document: Any, where: str) -> None:
     """`UnreadableError` where a config asks for absurdly many parts or labels."""
-    for key, value in items_of(said):
+    for key, value in items_of(document):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None

@@ -17,8 +17,8 @@ _EDGES = frozenset(("shortest_edge", "longest_edge"))
 
 def check_processor(ready: Any, pictures: Sequence[Any], where: str) -> None:
     """`UnreadableError` where a processor of transformers would make more of a picture than any tower takes."""
-    said, by_pixels = ready.to_dict(), _counts_pixels(type(ready))
-    for key, value in items_of(said):
+    settings, by_pixels = ready.to_dict(), _counts_pixels(type(ready))
+    for key, value in items_of(settings):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         pixels = key.endswith("pixels") or (by_pixels and key in _EDGES)
@@ -29,7 +29,7 @@ def check_processor(ready: Any, pictures: Sequence[Any], where: str) -> None:
                 where=where,
                 fix="take preprocessor_config.json from where the model came from",
             )
-    size = said.get("size")
+    size = settings.get("size")
     side = size.get("shortest_edge") if isinstance(size, dict) and not by_pixels else None
     for wide, high in (picture.size for picture in pictures):
         if side and side**2 * max(wide, high) > _MOST_PIXELS * min(wide, high):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ _LONGEST_WORD = 1000  # letters; where a model says so, 100
 _LONGEST_PIECE = 4096  # letters; the library keeps one node in another for each
 _NORMALIZERS = (3, 5)  # fields of a model of SentencePiece: before a text is cut, and after it is put together
 _SHORTEST_MAPPED = 2  # bytes of a letter that honest tables map to a longest text
+#: Letters of the pieces that a tokenizer is tried on, and seconds of work that it may take for them: honest ones, slow
+#: ones in Python too, take less than one.
+_PIECES = tuple(64 << power for power in range(7))
+_MOST_SECONDS = 10.0
 _FIX = "take the tokenizer from where the model came from, or give another by --tokenizer"
 
 
@@ -48,18 +53,18 @@ def check_file(file: Path) -> None:
     The library makes room for much of it as it reads it. Other damage is left to who reads it.
     """
     try:
-        said = json_of(read_text(file))
+        document = json_of(read_text(file))
     except (OSError, ValueError):
         return
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         return
-    for step in _steps(said.get("normalizer")):
+    for step in _steps(document.get("normalizer")):
         if step.get("type") == "Precompiled" and not _holds_its_table(_decoded(step)):
             raise _not_held(file)
-    _check_steps([said.get("normalizer"), said.get("pre_tokenizer")], file)
-    if _added(said.get("post_processor")) > _MOST_ADDED:
+    _check_steps([document.get("normalizer"), document.get("pre_tokenizer")], file)
+    if _added(document.get("post_processor")) > _MOST_ADDED:
         raise UnreadableError(f"adds more than {_MOST_ADDED} tokens to every text", where=file, fix=_FIX)
-    _check_model(said.get("model"), file)
+    _check_model(document.get("model"), file)
 
 
 def _not_held(file: Path) -> UnreadableError:
@@ -153,9 +158,9 @@ def _holds_its_table(data: bytes | None) -> bool:
     return data is None or int.from_bytes(data[:4], "little") <= len(data)
 
 
-def _added(said: Any) -> int:
+def _added(tokens: Any) -> int:
     """Tokens that a post-processor puts around a text, or a pair."""
-    total, waiting = 0, [said]
+    total, waiting = 0, [tokens]
     while waiting:
         step = waiting.pop()
         if not isinstance(step, dict):
@@ -191,6 +196,27 @@ def _check_steps(parts: Sequence[Any], where: object) -> None:
             where=where,
             fix=_FIX,
         )
+
+
+def check_pace(tokenizer: Any, texts: Sequence[str], where: object) -> None:
+    """`UnreadableError` where pieces of the longest text show that tokenizing takes time without measure.
+
+    A regular expression may take long at every place and stay below what its library gives up at, and the library
+    cannot be stopped; so each piece is twice as long as the one before.
+    """
+    text = max(texts, key=len, default="")
+    tokenizer(text[:1])  # what a first call gets ready is no work on the text
+    began, tried = time.thread_time(), 0
+    for number, size in enumerate(_PIECES):
+        start = max(0, len(text) - size) * number // len(_PIECES)
+        piece = text[start : start + size]
+        tokenizer(piece)
+        tried += len(piece)
+        spent = time.thread_time() - began
+        if spent > _MOST_SECONDS:
+            raise UnreadableError(f"its tokenizer takes {spent:.0f} seconds for {tried} letters", where=where, fix=_FIX)
+        if size >= len(text):
+            return
 
 
 @contextmanager

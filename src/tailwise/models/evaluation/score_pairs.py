@@ -53,11 +53,12 @@ def _perplexity(model: Scores, base: Scores, seed: int, notes: list[str]) -> Sco
     if n < MIN_VALUES:
         notes.append(f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
                      f"{ENOUGH} or more should")  # fmt: skip
-    found = _paired(name, before, after, seed, higher_is_better=False)
-    return replace(found, verdict=FEW) if n < MIN_VALUES else found
+    change = paired(name, before, after, seed, higher_is_better=False)
+    return replace(change, verdict=FEW) if n < MIN_VALUES else change
 
 
-def _paired(name: str, before: Values, after: Values, seed: int, *, higher_is_better: bool) -> ScoreChange:
+def paired(name: str, before: Values, after: Values, seed: int, *, higher_is_better: bool) -> ScoreChange:
+    """The change of a number from `before` to `after`, (n,) each, of the same windows or documents in their order."""
     differences = after - before
     interval, p = mean_interval(differences, seed=seed), sign_flip_p(differences, seed=seed)
     change = float(differences.mean())
@@ -75,7 +76,7 @@ def _task(model: TaskScore, base: TaskScore, seed: int) -> ScoreChange:
     name = f"{model.task} {model.metric}"
     if model.samples and len(model.samples) == len(base.samples):
         before, after = np.array(base.samples, dtype=float), np.array(model.samples, dtype=float)
-        return _paired(name, before, after, seed, higher_is_better=model.higher_is_better)
+        return paired(name, before, after, seed, higher_is_better=model.higher_is_better)
     return _unpaired(name, model, base)
 
 

@@ -11,14 +11,16 @@ from typing import Any, Self
 
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UnreadableError
+from tailwise.core.shown import Brief, Shown, brief
 from tailwise.core.storage import is_text, json_of, read_bytes
 from tailwise.core.typed import check_typed
+from tailwise.core.validation import checked
 
 FORMAT = 1
 
 Interval = tuple[float, float]
 
-#: Windows below which intervals of correlated losses hold too seldom: see docs/evaluating.md.
+#: Windows below which intervals of correlated losses hold too seldom: see docs/finetune.md.
 ENOUGH = 100
 
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
@@ -35,6 +37,7 @@ class ModelSize:
     block_parameters: int  # of the matrices inside the blocks, which is what pruning papers count
     block_nonzero: int
     nbytes: int  # of all tensors as stored
+    planned_nbytes: int | None = None  # the same where its plan's formats were packed; None where they are, or no plan
 
     @property
     def sparsity(self) -> float:
@@ -61,8 +64,8 @@ class Speed:
     dtype: str
 
 
-@dataclass(frozen=True)
-class TaskScore:
+@dataclass(frozen=True, repr=False)
+class TaskScore(Brief):
     """One metric of one task."""
 
     task: str
@@ -74,8 +77,8 @@ class TaskScore:
     samples: tuple[float, ...] = ()  # the metric of every document, where it is a mean of them
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Brief):
     """Everything measured of one model."""
 
     model: str
@@ -103,10 +106,10 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""
-        found = {"format": FORMAT, "kind": "scores", **asdict(self)}
+        document = {"format": FORMAT, "kind": "scores", **asdict(self)}
         if self.facts is not None:
-            found["facts"] |= {"sparsity": self.facts.sparsity, "block_sparsity": self.facts.block_sparsity}
-        return found
+            document["facts"] |= {"sparsity": self.facts.sparsity, "block_sparsity": self.facts.block_sparsity}
+        return document
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
@@ -116,28 +119,49 @@ class Scores:
             number is not None and number <= 0 for number in (data.get("perplexity"), *(data.get("interval") or ()))
         ):
             raise ValueError("a perplexity that is not above 0")
-        found = _known(cls, data)
-        found["interval"] = _pair(data.get("interval"))
-        found["losses"] = tuple(data.get("losses", ()))
-        found["notes"] = tuple(data.get("notes", ()))
-        found["facts"] = _one(ModelSize, data.get("facts"))
-        found["speed"] = _one(Speed, data.get("speed"))
+        known = _known(cls, data)
+        known["interval"] = _pair(data.get("interval"))
+        known["losses"] = tuple(data.get("losses", ()))
+        known["notes"] = tuple(data.get("notes", ()))
+        known["facts"] = _one(ModelSize, data.get("facts"))
+        known["speed"] = _one(Speed, data.get("speed"))
         tasks = [_known(TaskScore, item) for item in data.get("tasks", ())]
-        found["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
-        return cls(**found)
+        known["tasks"] = tuple(TaskScore(**{**item, "samples": tuple(item.get("samples", ()))}) for item in tasks)
+        return cls(**known)
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. `UnreadableError` for anything else."""
         return cls.of_json(_document(path, "scores", cls.of_json))
 
+    def __repr__(self) -> str:
+        return f"Scores({brief(self.model)}: {'; '.join(self._said()) or 'nothing scored'})"
 
-@dataclass(frozen=True)
-class ScoreChange:
+    def _said(self) -> list[str]:
+        said = []
+        if self.perplexity is not None:
+            within = "" if self.interval is None else f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})"
+            said.append(f"perplexity {self.perplexity:.4g}{within} on {self.tokens:,} tokens")
+        return said + [f"{one.task} {one.metric} {one.value:.4g}" for one in self.tasks[:3]]
+
+    def _shown(self) -> Shown:
+        rows: list[tuple[object, ...]] = []
+        if self.perplexity is not None:
+            low, high = self.interval or (None, None)
+            rows.append(("perplexity", self.perplexity, low, high, self.tokens))
+        rows += [(f"{one.task} {one.metric}", one.value, None, one.stderr, one.n) for one in self.tasks]
+        heads = ("", "value", "low", "high / s.e.", "tokens / documents")
+        return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
+
+
+@dataclass(frozen=True, repr=False)
+class ScoreChange(Brief):
     """One number of the model against the same number of the base, over the same windows or documents."""
 
     name: str  # `log perplexity`, or task and metric
@@ -151,8 +175,8 @@ class ScoreChange:
     runs: int | None = None  # of pairs, long enough to be independent: what was resampled
 
 
-@dataclass(frozen=True)
-class Divergence:
+@dataclass(frozen=True, repr=False)
+class Divergence(Brief):
     """What a model says of the next token against what its base says, over all predicted tokens of all windows.
 
     Intervals are 95 %, over windows, as those of the perplexity. A value is None where a logit is not finite.
@@ -169,17 +193,19 @@ class Divergence:
     rms_change_interval: Interval | None
     change_quantiles: Mapping[str, float | None]
     tokens: int = 0
+    kl_by_window: tuple[float | None, ...] = ()  # mean of each window, in their order
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `asdict`."""
         pairs = ("kl_interval", "same_top_interval", "change_interval", "rms_change_interval")
         quantiles = {name: dict(data[name]) for name in ("kl_quantiles", "change_quantiles")}
-        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles})
+        windows = {"kl_by_window": tuple(data.get("kl_by_window", ()))}
+        return cls(**{**_known(cls, data), **{name: _pair(data.get(name)) for name in pairs}, **quantiles, **windows})
 
 
-@dataclass(frozen=True)
-class ScoreComparison:
+@dataclass(frozen=True, repr=False)
+class ScoreComparison(Brief):
     """A model against a base."""
 
     model: Scores
@@ -192,8 +218,8 @@ class ScoreComparison:
     @property
     def ratio(self) -> float | None:
         """Perplexity of the model over that of the base."""
-        found = self.perplexity
-        return None if found is None or found.change is None else math.exp(min(found.change, 700.0))
+        change = self.perplexity
+        return None if change is None or change.change is None else math.exp(min(change.change, 700.0))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""
@@ -224,14 +250,28 @@ class ScoreComparison:
             divergence=None if data.get("divergence") is None else Divergence.of_json(data["divergence"]),
         )
 
+    @checked
     def save(self, path: str | Path) -> Path | str:
         """Write as JSON; the file appears whole or not at all."""
         return write_whole(path, as_text(self.to_json()).encode())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. `UnreadableError` for anything else."""
         return cls.of_json(_document(path, "score comparison", cls.of_json))
+
+    def __repr__(self) -> str:
+        first = self.perplexity
+        said = [] if first is None or self.ratio is None else [f"perplexity × {self.ratio:.4g}, {first.verdict}"]
+        said += [f"{one.name} {one.verdict}" for one in self.tasks[:3]]
+        who = f"{brief(self.model.model)} against {brief(self.base.model)}"
+        return f"ScoreComparison({who}: {'; '.join(said) or 'nothing compared'})"
+
+    def _shown(self) -> Shown:
+        changes = ([self.perplexity] if self.perplexity else []) + list(self.tasks)
+        rows = [(one.name, one.before, one.after, one.change, one.p, one.verdict) for one in changes]
+        return Shown(repr(self), ("", "base", "model", "change", "p", "verdict"), rows, "`to_json()`", self.notes)
 
 
 def as_text(document: Mapping[str, Any]) -> str:

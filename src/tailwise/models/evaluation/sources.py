@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
@@ -143,7 +144,7 @@ def _rows(place: str, config: str | None, split: str, column: str, where: str) -
         with quiet():
             datasets = import_module("datasets")
     except ImportError as error:
-        raise UsageError("reading it takes `datasets`", where=where, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("reading it takes `datasets`", where=where, fix=how_to_get("eval")) from error
     with quiet():
         table = _table(datasets, place, config, split, where)
     if column not in table.column_names:
@@ -159,20 +160,20 @@ def _table(datasets: Any, place: str, config: str | None, split: str, where: str
     path = Path(place)
     try:
         if path.is_file():
-            found = datasets.load_dataset(
+            table = datasets.load_dataset(
                 _TABLES[path.suffix], data_files={split or "test": place}, trust_remote_code=False
             )
         elif path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            found = datasets.load_from_disk(place)
+            table = datasets.load_from_disk(place)
         else:
-            found = datasets.load_dataset(place, config, trust_remote_code=False)
+            table = datasets.load_dataset(place, config, trust_remote_code=False)
     except KeyError as error:
         raise UsageError("is no kind of table that can be read", where=where, fix="give .jsonl or .parquet") from error
     except Exception as error:  # `datasets` raises whatever its readers do
         raise load_error(error, where, fix="check the name; a local file or folder is given by its path") from error
-    if not hasattr(found, "keys"):  # one table without splits
-        return found
-    wanted = split or ("test" if "test" in found or len(found) > 1 else next(iter(found)))
-    if wanted not in found:
-        raise UsageError(f"it has no split {wanted!r}", where=where, fix=f"name one of {', '.join(found)}")
-    return found[wanted]
+    if not hasattr(table, "keys"):  # one table without splits
+        return table
+    wanted = split or ("test" if "test" in table or len(table) > 1 else next(iter(table)))
+    if wanted not in table:
+        raise UsageError(f"it has no split {wanted!r}", where=where, fix=f"name one of {', '.join(table)}")
+    return table[wanted]

@@ -56,12 +56,12 @@ def _timed(work: Callable[[], Any], device: torch.device, repeats: int) -> float
 
 def _decode(model: Any, start: torch.Tensor, count: int) -> float:
     """Seconds for `count` tokens after `start`, whose own pass does not count."""
-    found = model(input_ids=start, use_cache=True)
-    token = found.logits[:, -1:].argmax(-1)
+    output = model(input_ids=start, use_cache=True)
+    token = output.logits[:, -1:].argmax(-1)
     begun = _now(start.device)
     for _ in range(count):
-        found = model(input_ids=token, use_cache=True, **_cache(found))
-        token = found.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, use_cache=True, **_cache(output))
+        token = output.logits[:, -1:].argmax(-1)
     return _now(start.device) - begun
 
 

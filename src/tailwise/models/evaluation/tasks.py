@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, unknown_name
+from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.loading import Loaded
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore
@@ -46,7 +47,7 @@ def task_scores(
     try:
         with quiet(streams=True):
             manager = _manager(harness["tasks"].TaskManager, tasks, include_path)
-            found = _run(harness, loaded, tasks, manager, (limit, seed, batch))
+            results = _run(harness, loaded, tasks, manager, (limit, seed, batch))
     except TailwiseError:
         raise
     except Exception as error:  # a task brings its own data and code
@@ -54,7 +55,7 @@ def task_scores(
         detail = f"{type(error).__name__}: {lines[0] if lines else ''}"
         fix = "their data is read from the Hub or its cache: run once with a network, or give files by --include-path"
         raise UnreadableError(f"the harness failed ({detail})", where=", ".join(tasks), fix=fix) from error
-    scores = tuple(score for task in found["results"] for score in _scores(task, found))
+    scores = tuple(score for task in results["results"] for score in _scores(task, results))
     return (*scores, *(mean for name in named if name in SUITES and (mean := mean_of(name, scores)) is not None))
 
 
@@ -65,8 +66,8 @@ def expanded(tasks: Sequence[str]) -> tuple[str, ...]:
 
 def mean_of(suite: str, scores: Sequence[TaskScore]) -> TaskScore | None:
     """The plain mean of a suite's accuracies, as its paper reports it; None where one is missing."""
-    found = {score.task: score for score in scores if score.metric == "acc"}
-    members = [found.get(task) for task in SUITES[suite]]
+    by_task = {score.task: score for score in scores if score.metric == "acc"}
+    members = [by_task.get(task) for task in SUITES[suite]]
     known = [score for score in members if score is not None]
     if len(known) < len(members):
         return None
@@ -82,7 +83,7 @@ def _harness() -> dict[str, Any]:
         with quiet(streams=True):
             return {name: import_module(f"lm_eval.{name}") for name in ("evaluator", "models.huggingface", "tasks")}
     except ImportError as error:
-        raise UsageError("tasks take `lm-eval`", fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("tasks take `lm-eval`", fix=how_to_get("eval")) from error
 
 
 def _manager(manager: Any, tasks: Sequence[str], include_path: str | Path | None) -> Any:
@@ -91,11 +92,11 @@ def _manager(manager: Any, tasks: Sequence[str], include_path: str | Path | None
         own = manager(include_path=folder, include_defaults=False)
         if set(tasks) <= set(own.all_tasks):
             return own
-    found = manager(include_path=folder)
+    made = manager(include_path=folder)
     for task in tasks:
-        if task not in found.all_tasks:
-            raise unknown_name("task", task, found.all_tasks)
-    return found
+        if task not in made.all_tasks:
+            raise unknown_name("task", task, made.all_tasks)
+    return made
 
 
 def _run(
@@ -111,9 +112,9 @@ def _run(
     )
 
 
-def _scores(task: str, found: Mapping[str, Any]) -> list[TaskScore]:
-    values, documents = found["results"][task], found.get("samples", {}).get(task, [])
-    counted = found["n-samples"].get(task, {}).get("effective", values.get("sample_len", len(documents)))
+def _scores(task: str, results: Mapping[str, Any]) -> list[TaskScore]:
+    values, documents = results["results"][task], results.get("samples", {}).get(task, [])
+    counted = results["n-samples"].get(task, {}).get("effective", values.get("sample_len", len(documents)))
     scores = []
     for key, value in values.items():
         metric, _, filtered = key.partition(",")
@@ -127,7 +128,7 @@ def _scores(task: str, found: Mapping[str, Any]) -> list[TaskScore]:
                 value=float(value),
                 stderr=float(error) if _is_number(error) else None,
                 n=int(counted),
-                higher_is_better=found["higher_is_better"].get(task, {}).get(metric) is not False,
+                higher_is_better=results["higher_is_better"].get(task, {}).get(metric) is not False,
                 samples=_samples(documents, metric, filtered, float(value)),
             )
         )
@@ -141,7 +142,7 @@ def _is_number(value: Any) -> bool:
 def _samples(documents: Sequence[Mapping[str, Any]], metric: str, filtered: str, value: float) -> tuple[float, ...]:
     """The metric of each document, by their numbers; empty where the task's value is not the mean of them."""
     chosen = [one for one in documents if one.get("filter", "none") == filtered and _is_number(one.get(metric))]
-    found = tuple(float(one[metric]) for one in sorted(chosen, key=lambda one: one["doc_id"]))
-    if not found or not math.isclose(math.fsum(found) / len(found), value, rel_tol=1e-6, abs_tol=1e-9):
+    samples = tuple(float(one[metric]) for one in sorted(chosen, key=lambda one: one["doc_id"]))
+    if not samples or not math.isclose(math.fsum(samples) / len(samples), value, rel_tol=1e-6, abs_tol=1e-9):
         return ()
-    return found
+    return samples

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
-from tailwise.models.evaluation.own_tokenizer import panics_told
+from tailwise.models.evaluation.own_tokenizer import check_pace, panics_told
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import SEPARATOR, Documents, documents_of
 
@@ -60,12 +60,12 @@ def tokens_of(source: Any, tokenizer: Any = None, *, separator: str = SEPARATOR,
         arrays = [_ids_of(part) for part in parts]
         name = ", ".join(_name(part) for part in parts[:3])
         return _begun(Tokens(np.concatenate(arrays), name), tokenizer, bos)
-    found = [documents_of(part, separator=separator) for part in parts]
-    texts = [text for documents in found for text in documents.texts]
-    name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
+    read = [documents_of(part, separator=separator) for part in parts]
+    texts = [text for documents in read for text in documents.texts]
+    name = read[0].name if len(read) == 1 else f"{read[0].name} and {len(read) - 1} more"
     if not texts:
         raise UsageError("there is no text in it", where=name, fix="give a file with some text")
-    notes = tuple(note for documents in found for note in documents.notes)
+    notes = tuple(note for documents in read for note in documents.notes)
     return _begun(Tokens(_encode(texts, tokenizer, name), name, len(texts), notes), tokenizer, bos)
 
 
@@ -116,6 +116,7 @@ def _encode(texts: Sequence[str], tokenizer: Any, name: str) -> Ids:
     if tokenizer is None:
         raise UsageError("a text takes a tokenizer", where=name, fix="give one, or a file of token ids")
     with quiet(), panics_told(name):  # that a text is longer than the model's context is no news here
+        check_pace(tokenizer, texts, name)
         if len(texts) == 1:
             return np.asarray(tokenizer(texts[0])["input_ids"], dtype=np.int64)
         parts = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -133,13 +134,13 @@ def _ids_of(part: Any) -> Ids:
     where = _name(part)
     values = _read_ids(Path(part).expanduser()) if isinstance(part, str | os.PathLike) else part
     try:
-        found = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+        ids = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
     except (ValueError, TypeError) as error:
         raise UsageError(f"does not hold token ids ({error})", where=where) from error
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        kind = f"{found.dtype} of shape {tuple(found.shape)}"
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        kind = f"{ids.dtype} of shape {tuple(ids.shape)}"
         raise UsageError(f"token ids are integers on one axis, not {kind}", where=where, fix="flatten them")
-    return found.astype(np.int64)
+    return ids.astype(np.int64)
 
 
 def _read_ids(path: Path) -> Any:
@@ -187,13 +188,13 @@ def windows_of(
     if count == 0:
         fix = f"use --window {len(ids)} or less, or more text" if len(ids) >= 2 else "give more text"
         raise UsageError(f"{len(ids)} tokens do not fill a window of {window}", where=where, fix=fix)
-    found = with_bos(ids[: count * window].view(count, window), bos)
+    windows = with_bos(ids[: count * window].view(count, window), bos)
     if max_windows is None or max_windows >= count:
-        return found
+        return windows
     if seed is None:
-        return found[:max_windows]
+        return windows[:max_windows]
     chosen = np.sort(np.random.default_rng(seed).choice(count, max_windows, replace=False))
-    return found[torch.from_numpy(chosen)]
+    return windows[torch.from_numpy(chosen)]
 
 
 def check_vocabulary(windows: torch.Tensor, vocabulary: int, where: str) -> None:

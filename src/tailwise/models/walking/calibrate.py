@@ -16,9 +16,10 @@ from tailwise.checkpoints.roles import NO_BLOCK, classify
 from tailwise.core.errors import UsageError
 from tailwise.models.activations import Activations, Need, weighted_magnitudes
 from tailwise.models.evaluation.tokens import shorter, with_bos
+from tailwise.models.walking.block_inputs import Block, Home
 from tailwise.models.walking.hosts import check_causal, load_host
 from tailwise.models.walking.statistics import matrices_of, of_group
-from tailwise.models.walking.walk import Block, Home, home_of, walk_blocks
+from tailwise.models.walking.walk import home_of, walk_blocks
 
 __all__ = ["BlockScores", "block_scores", "dlp_scores", "outlier_ratios", "sample_windows", "walk_blocks"]
 
@@ -130,10 +131,10 @@ class _Scores:
     def needs(self, block: Block) -> Mapping[str, Need]:
         return dict.fromkeys(block.layers(), "norms")
 
-    def visit(self, block: Block, found: Mapping[str, Activations]) -> None:
+    def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
         layers = block.layers()
         scores: dict[int, list[torch.Tensor]] = {}
-        for name, inputs in found.items():
+        for name, inputs in activations.items():
             parameter = f"{name}.weight"
             number = self.numbers.get(self.stored.get(parameter, parameter), block.index)
             for group, W in enumerate(matrices_of(layers[name]).detach()):
@@ -146,14 +147,16 @@ class _Scores:
             self._by_block.setdefault(number, []).append((len(values), above, float(values.median())))
 
     def outliers(self) -> dict[int, float]:
-        return {block: _mean([(n, above) for n, above, _ in found]) for block, found in sorted(self._by_block.items())}
+        return {
+            block: _mean([(n, above) for n, above, _ in layers]) for block, layers in sorted(self._by_block.items())
+        }
 
     def medians(self) -> dict[int, float]:
         return {
-            block: _mean([(n, middle) for n, _, middle in found]) for block, found in sorted(self._by_block.items())
+            block: _mean([(n, middle) for n, _, middle in layers]) for block, layers in sorted(self._by_block.items())
         }
 
 
-def _mean(found: list[tuple[int, float]]) -> float:
+def _mean(weighted: list[tuple[int, float]]) -> float:
     # One part, but where a block of the audit spans two steps of the walk.
-    return sum(size * value for size, value in found) / sum(size for size, _ in found)
+    return sum(size * value for size, value in weighted) / sum(size for size, _ in weighted)

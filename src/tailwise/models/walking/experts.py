@@ -116,9 +116,9 @@ def _out_in(module: nn.Module, key: str, kind: _Kind) -> torch.Tensor:
 
 def _linear(weight: torch.Tensor) -> nn.Linear:
     """A layer whose weight is a part of the stack itself."""
-    found = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    found.weight = nn.Parameter(weight, requires_grad=False)
-    return found
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def _forward(self: Any, *given: Any, **named: Any) -> torch.Tensor:
@@ -126,15 +126,15 @@ def _forward(self: Any, *given: Any, **named: Any) -> torch.Tensor:
     states, chosen, weights = [*given, *named.values()][:3]
     shape = states.shape
     states = states.reshape(-1, shape[-1])
-    found = torch.zeros_like(states)
+    output = torch.zeros_like(states)
     if states.is_meta:  # who is sent where cannot be told without values
-        return found.reshape(shape)
+        return output.reshape(shape)
     for expert in chosen.unique().tolist():
         if 0 <= expert < self.num_experts:
             token, place = torch.where(chosen == expert)
             out = _one(self, states[token], expert) * weights[token, place, None]
-            found.index_add_(0, token, out.to(found.dtype))
-    return found.reshape(shape)
+            output.index_add_(0, token, out.to(output.dtype))
+    return output.reshape(shape)
 
 
 def _by_expert(self: Any, states: torch.Tensor) -> torch.Tensor:
@@ -147,8 +147,8 @@ def _one(self: Any, x: torch.Tensor, expert: int) -> torch.Tensor:
     """(tokens, hidden) → (tokens, hidden) by one expert."""
     kind: _Kind = self._tailwise_kind
     inner = _gated(self, kind, _through(self, kind.into, x, expert))
-    found = _through(self, _OUT_OF, inner, expert)
-    return self.post_expert_norm(found) if getattr(self, "has_post_expert_norm", False) else found
+    output = _through(self, _OUT_OF, inner, expert)
+    return self.post_expert_norm(output) if getattr(self, "has_post_expert_norm", False) else output
 
 
 def _gated(self: Any, kind: _Kind, x: torch.Tensor) -> torch.Tensor:
@@ -162,14 +162,14 @@ def _gated(self: Any, kind: _Kind, x: torch.Tensor) -> torch.Tensor:
 
 def _through(self: Any, key: str, x: torch.Tensor, expert: int) -> torch.Tensor:
     kind: _Kind = self._tailwise_kind
-    found: torch.Tensor
+    output: torch.Tensor
     if key in self._modules:
-        found = self._modules[key](x, expert)
+        output = self._modules[key](x, expert)
     elif key == kind.into and kind.gated:
         layers = self._modules[str(expert)]
         gate, up = (getattr(layers, half)(x) for half in HALVES)
-        found = torch.stack((gate, up), -1).flatten(-2) if kind.alternating else torch.cat((gate, up), -1)
+        output = torch.stack((gate, up), -1).flatten(-2) if kind.alternating else torch.cat((gate, up), -1)
     else:
-        found = getattr(self._modules[str(expert)], HALVES[1] if key == kind.into else _OUT_OF)(x)
+        output = getattr(self._modules[str(expert)], HALVES[1] if key == kind.into else _OUT_OF)(x)
     bias = self._parameters.get(f"{key}_bias") if getattr(self, "has_bias", False) else None
-    return found if bias is None else found + bias[expert]
+    return output if bias is None else output + bias[expert]

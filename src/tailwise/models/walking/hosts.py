@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import code_of
+from tailwise.checkpoints.checkpoint import Checkpoint, code_of
 from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.models.evaluation.gguf_files import gguf_file_of, gguf_places, told
+from tailwise.core.optional import how_to_get, needed
+from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.models.walking.experts import separate_experts, stacks_in
-from tailwise.models.walking.names import own_names
+from tailwise.models.walking.block_inputs import Block, Home
 from tailwise.models.walking.shapes import Shapes, reshape
+from tailwise.models.walking.stored_names import by_content, separated, sources_of, tied_to
 from tailwise.models.walking.towers import is_composite
-from tailwise.models.walking.walk import Block, Home, InPlace
+from tailwise.models.walking.walk import InPlace
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _HALF = (torch.bfloat16, torch.float16)
@@ -86,9 +86,9 @@ class Streamed:
                 module._buffers[key] = self._read(prefix + key) if buffer.is_meta else buffer.to(self.device)
 
     def _read(self, name: str) -> torch.Tensor:
-        found = self.checkpoint.read(self.tied[name])
-        dtype = self.dtype if found.is_floating_point() else found.dtype
-        return found.to(self.device, dtype, copy=True)
+        tensor = self.checkpoint.read(self.tied[name])
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype, copy=True)
 
 
 def load_host(
@@ -110,34 +110,11 @@ def load_host(
     names = separated(model, checkpoint)
     if Path(place).is_dir():
         reshape(model, Shapes.read(Path(place)) or Shapes())
-    sources = _sources(model, checkpoint, names)
+    sources = sources_of(model, checkpoint, names)
     if sources is not None:
         places = {stored: parameter for parameter, stored in sources.items()}
-        return Host(Streamed(model, where, compute, checkpoint, sources, _tied(model, sources)), places)
+        return Host(Streamed(model, where, compute, checkpoint, sources, tied_to(model, sources)), places)
     return _whole((architecture, config), (place, revision), InPlaceOptions(where, compute), checkpoint)
-
-
-def separated(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Make layers of the experts of `model`, as `checkpoint` stores them; stored name → name in the model."""
-    stacks = [f"{name}." for name, _ in stacks_in(model)]
-    names = own_names(model, checkpoint.tensors)
-    parameters = {name for name, _ in model.named_parameters() if name.startswith(tuple(stacks))} if stacks else set()
-    # Names that need no change are not in the table of old transformers, and neither are those of stacks.
-    as_stored = parameters & {*names.values(), *checkpoint.tensors}
-    separate_experts(model, as_stored)
-    names |= {name: name for name in as_stored - set(names.values())}
-    return {
-        stored: f"{name}.weight" if name in as_stored and _in(model, f"{name}.weight") else name
-        for stored, name in names.items()
-    }
-
-
-def _in(model: nn.Module, parameter: str) -> bool:
-    try:
-        model.get_parameter(parameter)
-    except AttributeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -169,15 +146,15 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
             folder = str(Path(place).parent) if gguf_file_of(place) == Path(place) else place
             config = config_of(folder, revision, **told(place, "config.json"))
     except ImportError as error:
-        raise UsageError("calibration takes `transformers`", where=place, fix="pip install 'tailwise[eval]'") from error
+        raise UsageError("calibration takes `transformers`", where=place, fix=how_to_get("eval")) from error
     except Exception as error:  # every config fails in its own way
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
         raise load_error(error, place, "its config could not be read", fix) from error
     if getattr(config, "quantization_config", None):
         raise UsageError("its weights are quantized", where=place, fix=AS_NUMBERS)
     names = getattr(config, "architectures", None) or []
-    found = getattr(transformers, names[0], None) if names else None
-    if not hasattr(found, "_from_config"):  # no model
+    architecture = getattr(transformers, names[0], None) if names else None
+    if not hasattr(architecture, "_from_config"):  # no model
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         if names and getattr(config, "auto_map", None):
             raise needs_code(place, f"its {names[0]} is Python code that came with it")
@@ -187,13 +164,13 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         if names or type(config) not in known:
             what = f"transformers has no {names[0]}" if names else "its config names no architecture"
             raise UsageError(what, where=place, fix="name one of its own in config.json: architectures")
-        found = known[type(config)]
-    return found, config
+        architecture = known[type(config)]
+    return architecture, config
 
 
 def check_causal(place: str | os.PathLike[str]) -> None:
     """`UsageError` where text cannot calibrate the model: it does not predict the next token."""
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     name, revision = _address(os.fspath(place))
     architecture, config = architecture_of(name, revision)
@@ -212,20 +189,20 @@ def check_causal(place: str | os.PathLike[str]) -> None:
 
 def reads_text(architecture: Any, config: Any) -> bool:
     """Whether a class is a composite model that predicts text, and takes text alone."""
-    import transformers
+    transformers = needed("transformers", "eval", "calibration")
 
     known = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return is_composite(config) and type(config) in known and architecture in _classes(known[type(config)])
 
 
-def _classes(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def _classes(config_class: Any) -> tuple[Any, ...]:
+    return config_class if isinstance(config_class, tuple) else (config_class,)
 
 
 def _compute_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     if dtype != "auto":
-        found: torch.dtype = getattr(torch, dtype)
-        return found
+        resolved: torch.dtype = getattr(torch, dtype)
+        return resolved
     if device.type == "cpu":
         return torch.float32  # half precision is slow there
     stored = {spec.dtype for spec in checkpoint.tensors.values() if len(spec.shape) > 1}
@@ -248,15 +225,15 @@ def _empty(architecture: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         if computed:
             owner._init_weights(module)  # as from_pretrained does
         _check_computed(module, computed, architecture.__name__)
-    found: nn.Module = model.eval()
-    return found
+    built: nn.Module = model.eval()
+    return built
 
 
 def _check_computed(module: nn.Module, buffers: Collection[str], model: str) -> None:
     """`UsageError` where a buffer still holds nothing: neither the config nor `_init_weights` gave it a value."""
     for key in buffers:
-        found: Any = module._buffers[key]
-        if found.is_floating_point() and found.numel() and bool(found.isnan().any()):
+        buffer: Any = module._buffers[key]
+        if buffer.is_floating_point() and buffer.numel() and bool(buffer.isnan().any()):
             raise UsageError(
                 f"{type(module).__name__}.{key} of a {model} is computed in a way that is not known",
                 fix="use an operator that looks at the weights alone: magnitude, or rtn",
@@ -270,48 +247,11 @@ def _owned(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]:
         yield from _owned(inner, inner if hasattr(inner, "_init_weights") else owner)
 
 
-def _sources(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> dict[str, str] | None:
-    """Parameter or buffer → stored tensor of its name and shape; None where one that is needed has none.
-
-    `names` are stored names that transformers gives others in the model (`separated`).
-
-    What is tied to one that was found needs none, and neither does a head; but one that is stored under a name that
-    the family had before (GPT-NeoX's `embed_out`) is found by its shape.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    dispensable = set() if head is None else {id(value) for value in head.parameters()}
-    state = model.state_dict(keep_vars=True)
-    found: dict[str, str] = {}
-    renamed = {own: stored for stored, own in (names or {}).items()}
-    for name, value in state.items():
-        for stored in (renamed.get(name, name), name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-            spec = checkpoint.tensors.get(stored)
-            if spec is not None and spec.shape == tuple(value.shape):
-                found[name] = stored
-                break
-    for name in lacking(model, found):
-        if id(state[name]) not in dispensable:
-            return None
-        free = [spec.name for spec in checkpoint.tensors.values() if spec.shape == tuple(state[name].shape)]
-        free = sorted(set(free) - set(found.values()))
-        if len(free) == 1:
-            found[name] = free[0]
-    return found
-
-
-def lacking(model: nn.Module, sources: Collection[str]) -> list[str]:
-    """Parameters and buffers that are not among `sources`, nor tied to one of them."""
-    state = model.state_dict(keep_vars=True)
-    held = {id(state[name]) for name in sources}
-    return [name for name, value in state.items() if id(value) not in held]
-
-
-def _tied(model: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
-    """`sources`, and what is tied to a parameter that they have under its other names."""
-    state = model.state_dict(keep_vars=True)
-    stored = {id(state[name]): source for name, source in sources.items()}
-    return {name: stored[id(value)] for name, value in state.items() if id(value) in stored} | dict(sources)
+def layer_of(places: Mapping[str, str], tensor: str, layers: Iterable[str]) -> str | None:
+    """The layer whose weight a stored tensor is, or None."""
+    name = places.get(tensor, "")
+    layer = name.removesuffix(".weight")
+    return layer if name.endswith(".weight") and layer in set(layers) else None
 
 
 def _whole(
@@ -330,43 +270,4 @@ def _whole(
     model = model.to(options.dtype).eval().requires_grad_(False)
     separated(model, checkpoint)
     note = "its stored names are not the model's own, so it was loaded as a whole"
-    return Host(InPlace(model, options.device), _by_content(model, checkpoint), (note,))
-
-
-def places_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Stored tensor → parameter of a model that was loaded from `checkpoint`; its experts become layers, in place."""
-    if checkpoint.format == "gguf":
-        return gguf_places(model, checkpoint)
-    names = separated(model, checkpoint)
-    sources = _sources(model, checkpoint, names)
-    if sources is None:
-        return _by_content(model, checkpoint)
-    return {stored: parameter for parameter, stored in sources.items()}
-
-
-def _by_content(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Stored tensor → parameter: by name where the values agree, else by the values alone."""
-    parameters = {name: value for name, value in model.named_parameters() if value.ndim > 1}
-    found: dict[str, str] = {}
-    for stored, spec in checkpoint.tensors.items():
-        if len(spec.shape) < 2 or spec.dtype not in ("F32", "F16", "BF16", "F64"):
-            continue
-        alike = [name for name, value in parameters.items() if tuple(value.shape) == spec.shape]
-        alike.sort(key=lambda name: name != stored)
-        values = checkpoint.read(stored) if alike else None
-        place = next((name for name in alike if values is not None and _equal(parameters[name], values)), None)
-        if place is not None:
-            found[stored] = place
-            del parameters[place]
-    return found
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool(torch.equal(one.detach(), other.to(one.dtype)))
-
-
-def layer_of(places: Mapping[str, str], tensor: str, layers: Iterable[str]) -> str | None:
-    """The layer whose weight a stored tensor is, or None."""
-    name = places.get(tensor, "")
-    layer = name.removesuffix(".weight")
-    return layer if name.endswith(".weight") and layer in set(layers) else None
+    return Host(InPlace(model, options.device), by_content(model, checkpoint), (note,))

@@ -14,17 +14,20 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint
-from tailwise.checkpoints.dtypes import torch_dtype
+from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.validation import checked
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import room_for
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.models.walking.hosts import DTYPES, _empty, _sources, architecture_of, lacking, separated
+from tailwise.models.walking.hosts import DTYPES, _empty, architecture_of
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
+from tailwise.models.walking.stored_names import lacking, separated, sources_of
 
 
+@checked
 def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """The model that `tailwise apply` wrote to `folder`, as a model of transformers that generates as usual.
 
@@ -85,7 +88,7 @@ def _reshaped(model: nn.Module, shapes: Shapes, place: Path) -> None:
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, how: tuple[torch.dtype, Mapping[str, str]], place: Path) -> None:
     dtype, names = how
-    sources = _sources(model, checkpoint, names)
+    sources = sources_of(model, checkpoint, names)
     fix = "write the model again with `tailwise apply`"
     if sources is None:
         raise UnreadableError(f"its weights do not have the shapes of {PRUNED_FILE}", where=place, fix=fix)

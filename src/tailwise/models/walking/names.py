@@ -26,7 +26,7 @@ def own_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
         return {}
     whole = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     prefix = getattr(model, "base_model_prefix", "")
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in stored:
         plain, factor = _without_factor(name)
         new = _renamed(plain, conversions)
@@ -37,8 +37,8 @@ def own_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
         if placed is None:
             continue
         own = placed if part is None else f"{placed.rpartition('.')[0]}.{part}.weight"
-        found[name] = f"{own.rpartition('.')[0]}{factor}" if factor else own
-    return found
+        names[name] = f"{own.rpartition('.')[0]}{factor}" if factor else own
+    return names
 
 
 def _without_factor(name: str) -> tuple[str, str]:

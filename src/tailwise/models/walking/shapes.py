@@ -51,8 +51,12 @@ class Shapes:
     def to_text(self) -> str:
         """The file."""
         named = {name: {k: v for k, v in asdict(sizes).items() if v is not None} for name, sizes in self.layers.items()}
-        found = {_VERSION: FORMAT, "layers": named, "heads": {name: asdict(item) for name, item in self.heads.items()}}
-        return json.dumps(found, indent=1) + "\n"
+        document = {
+            _VERSION: FORMAT,
+            "layers": named,
+            "heads": {name: asdict(item) for name, item in self.heads.items()},
+        }
+        return json.dumps(document, indent=1) + "\n"
 
     @staticmethod
     def read(folder: Path) -> Shapes | None:
@@ -61,14 +65,14 @@ class Shapes:
         if not path.is_file():
             return None
         try:
-            found = json_of(read_text(path))
-            if found[_VERSION] != FORMAT:
+            document = json_of(read_text(path))
+            if document[_VERSION] != FORMAT:
                 fix = "update tailwise"
                 raise UnreadableError(
-                    f"is of format {found[_VERSION]}; this tailwise reads {FORMAT}", where=path, fix=fix
+                    f"is of format {document[_VERSION]}; this tailwise reads {FORMAT}", where=path, fix=fix
                 )
-            layers = {name: Sizes(**sizes) for name, sizes in found["layers"].items()}
-            return Shapes(layers, {name: Heads(**heads) for name, heads in found["heads"].items()})
+            layers = {name: Sizes(**sizes) for name, sizes in document["layers"].items()}
+            return Shapes(layers, {name: Heads(**heads) for name, heads in document["heads"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             fix = "write the model again with `tailwise apply`"
             raise UnreadableError("does not say how the layers were cut", where=path, fix=fix) from error
@@ -96,8 +100,8 @@ class Factored(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, inputs) → (…, outputs)."""
-        found: torch.Tensor = self.second(self.first(x))
-        return found
+        output: torch.Tensor = self.second(self.first(x))
+        return output
 
 
 def reshape(model: nn.Module, shapes: Shapes) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +143,8 @@ class Collector:
             owner = self._owner.get(name) or self._first_to_see(name, x)
             if owner == name and x.numel():
                 expert = int(given[1]) if isinstance(module, ExpertStack) else None
-                self._add(name, inputs_of(module, x.detach()), expert)
+                with as_they_are([x]):
+                    self._add(name, inputs_of(module, x.detach()), expert)
 
         return see
 
@@ -169,47 +171,53 @@ class Collector:
             dtype = torch.float64 if precise else torch.float32
             counts = [torch.zeros(groups, dtype=torch.int64, device=x.device) for _ in range(2)]
             self._sums[name] = _Sum(need, torch.zeros(shape, dtype=dtype, device=x.device), *counts)
-        found, at = self._sums[name], slice(None) if expert is None else slice(expert, expert + 1)
-        found.windows[at] += self.windows
-        found.tokens[at] += x.any(dim=2).sum(dim=1)
+        sums, at = self._sums[name], slice(None) if expert is None else slice(expert, expert + 1)
+        sums.windows[at] += self.windows
+        sums.tokens[at] += x.any(dim=2).sum(dim=1)
         if need == "norms":
-            found.total[at] += x.square().sum(dim=1).double()
+            sums.total[at] += x.square().sum(dim=1).double()
         else:
-            x = x.to(found.total.dtype)
-            found.total[at].baddbmm_(x.mT, x)
+            x = x.to(sums.total.dtype)
+            sums.total[at].baddbmm_(x.mT, x)
 
 
-def _activations(found: _Sum) -> Activations:
-    windows = found.windows.clamp(min=1)
-    if found.need == "norms":
-        return Activations(norms=(found.total / windows[:, None]).sqrt().float(), tokens=found.tokens)
-    hessian = (found.total * (2.0 / windows[:, None, None])).float()
+def as_they_are(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    """Without autocast for a while: a model that runs in few bits is measured and changed in many."""
+    kind = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _activations(sums: _Sum) -> Activations:
+    windows = sums.windows.clamp(min=1)
+    if sums.need == "norms":
+        return Activations(norms=(sums.total / windows[:, None]).sqrt().float(), tokens=sums.tokens)
+    hessian = (sums.total * (2.0 / windows[:, None, None])).float()
     norms = (hessian.diagonal(dim1=1, dim2=2) / 2.0).sqrt()
-    return Activations(norms=norms, hessian=hessian, tokens=found.tokens)
+    return Activations(norms=norms, hessian=hessian, tokens=sums.tokens)
 
 
-def of_group(found: Activations, group: int) -> Activations:
+def of_group(activations: Activations, group: int) -> Activations:
     """What one group of a grouped convolution or one expert of a stack sees; the others have one group."""
-    parts = (found.norms, found.hessian, found.tokens)
+    parts = (activations.norms, activations.hessian, activations.tokens)
     return Activations(*(None if value is None else value[group] for value in parts))
 
 
-def reaching(found: Activations | None, group: int) -> Activations | None:
+def reaching(activations: Activations | None, group: int) -> Activations | None:
     """As `of_group`; None where nothing reached it, such as an expert that no token was sent to."""
-    if found is None:
+    if activations is None:
         return None
-    one = of_group(found, group)
+    one = of_group(activations, group)
     return None if one.tokens is not None and not int(one.tokens) else one
 
 
-def few_tokens(found: Mapping[str, Activations]) -> tuple[int, int, int] | None:
+def few_tokens(activations: Mapping[str, Activations]) -> tuple[int, int, int] | None:
     """(experts that saw few tokens, all that saw any, the fewest that one saw) of a block; None where none saw few.
 
     Few, a heuristic: less than the inputs of the layer where XᵀX is taken, which then has no full rank; else less
     than 64.
     """
     seen: dict[tuple[str, int], tuple[int, bool]] = {}
-    for name, one in found.items():
+    for name, one in activations.items():
         expert = _EXPERT.match(name)
         if one.tokens is None or one.norms is None or (expert is None and len(one.tokens) == 1):
             continue

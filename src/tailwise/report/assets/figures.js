@@ -43,6 +43,8 @@ const tailwiseFigures = (themes) => {
     if (picture && label) {
       target.dataset.label = label; target.removeAttribute("role"); target.removeAttribute("aria-label");
       picture.setAttribute("role", "img"); picture.setAttribute("aria-label", label);
+      // Parts of an image are none of their own, and Vega's have roles without names.
+      picture.querySelectorAll("[role]").forEach((part) => ["role", "aria-roledescription", "aria-label"].forEach((name) => part.removeAttribute(name)));
     }
     target.querySelector("details > summary")?.setAttribute("aria-label", "Save this chart");
     target.classList.add("done");

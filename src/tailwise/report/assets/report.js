@@ -92,11 +92,12 @@
     clearTimeout(timer);
     timer = setTimeout(() => { if (charts.concat(pageCharts).some((t) => t.dataset.width && Math.abs(t.dataset.width - t.clientWidth) > 8)) redraw(); }, 200);
   });
-  let before = null;
+  let before = null, fillTable = () => {};
   addEventListener("beforeprint", () => { before = theme; apply("light"); [...waiting].forEach(show); redraw(); fillTable(1000); });
   addEventListener("afterprint", () => { if (before) { apply(before); before = null; redraw(); fillTable(); } });
 
-  // ---- the table
+  // ---- the table, where the page has one of layers
+  if (!$("#layer-table")) return;
   const SIZE = 100, shown = JSON.parse($("#layer-table").dataset.columns);
   const body = $("#layer-table tbody"), filter = $("#filter"), count = $("#count");
   let order = layers.rows.map((_, index) => index), sorted = null, down = false, start = 0;
@@ -112,7 +113,7 @@
     if (typeof value === "string") td.classList.add("text");
     return td;
   };
-  const fillTable = (size = SIZE) => {
+  fillTable = (size = SIZE) => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = order.filter((index) => words.every((word) => text[index].includes(word)));
     start = Math.min(start, Math.max(0, found.length - 1));

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from tailwise.core.errors import UsageError
-from tailwise.report.charts.building import ALPHA, Axis, place_axis, role_encodings, rule
+from tailwise.report.charts.building import ALPHA, BELOW_TWO, Axis, place_axis, role_encodings, rule
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import OUTSIDE, Record, ordered, rounded
 from tailwise.report.charts.view import ORDER, ChartView
@@ -75,7 +75,7 @@ def _delta(view: ChartView, metric: str, title: str) -> Any:
     guidance=Guidance(
         "Each layer's α in the base (across) and after (up); on the diagonal nothing changed.",
         "the green corner: from above 4 to between 2 and 4.",
-        "the red corner: from between 2 and 4 to above 4; or falling below 2.",
+        "the red corner: from between 2 and 4 to above 4; the violet one: from there to below 2.",
         "Hollow: the change is within its statistical error. Corners are those of WeightWatcher's help page; roles "
         "differ in α, and a layer may leave 2–4 without harm.",
     ),
@@ -83,7 +83,9 @@ def _delta(view: ChartView, metric: str, title: str) -> Any:
 def base_alpha(view: ChartView) -> Any:
     """α before and after, with the better and the worse corner marked."""
     rows = _changes(view, "alpha")
-    scale = Axis("alpha", ALPHA, log=True).scale([row[key] for row in rows for key in ("before", "after")])
+    scale = Axis("alpha", ALPHA, log=True).scale(
+        [*(row[key] for row in rows for key in ("before", "after")), BELOW_TWO]
+    )
     low, high = (float(value) for value in scale.to_dict()["domain"])
     axis = Axis("alpha", ALPHA, log=True).axis(scale)
     x = alt.X("before:Q", title="α in the base (log scale)", scale=scale, axis=axis)
@@ -103,10 +105,11 @@ def base_alpha(view: ChartView) -> Any:
 
 
 def _corners(view: ChartView, low: float, high: float, scale: alt.Scale) -> list[alt.Chart]:
-    """Rectangles where α enters 2 to 4, and where it leaves."""
+    """Rectangles where α enters 2 to 4, where it leaves, and where it falls below 2."""
     corners = (
         ("better: into 2–4", "better", "band.good", (4.0, high), (2.0, 4.0)),
         ("worse: out of 2–4", "worse", "band.under", (2.0, 4.0), (4.0, high)),
+        ("worse: below 2", "worse", "band.over", (2.0, 4.0), (low, 2.0)),
     )
     found = []
     for index, (label, ink, paper, across, up) in enumerate(corners):

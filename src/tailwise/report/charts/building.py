@@ -22,6 +22,8 @@ BANDS = (
 )
 ALPHA_TICKS = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100]
 ALPHA = "α (log scale)"
+#: An axis of α that must show the band below 2 begins here.
+BELOW_TWO = 1.8
 #: More layers than this are drawn as a cloud with the mean on top.
 CROWD = 1500
 _FACTS = (("name", "layer"), ("role", "role"), ("block", "block"), ("shape", "shape"))
@@ -154,7 +156,10 @@ def histogram(
     """Layers per bin, stacked by role; poor fits of alpha hollow on top, unless they are no matter here."""
     records = view.records if hollow else [{**record, "poor": False} for record in view.records]
     rows = stacked(records, x.metric, bins, view.roles)
-    scale = alt.Scale(domain=[float(bins.edges[0]), float(bins.edges[-1])], nice=False, zero=False)
+    low, high = float(bins.edges[0]), float(bins.edges[-1])
+    if x.line is not None:  # a line beyond the axis would be drawn beyond the picture
+        low, high = min(low, x.line), max(high, 1.02 * x.line)
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False)
     more = f" ({bins.beyond} more in the last bar)" if bins.beyond else ""
     axis = {"grid": False, "tickCount": 8, **({"tickMinStep": 1} if x.whole else {})}
     across = alt.X("low:Q", scale=scale, title=x.title + more, axis=axis)

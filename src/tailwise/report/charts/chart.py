@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.core.errors import UsageError
-from tailwise.core.optional import missing
+from tailwise.core.optional import how_to_get, missing
 from tailwise.core.registry import Registry
 from tailwise.spectrum.metrics.metric import METRICS
 
@@ -114,7 +114,7 @@ def chart(
 
     def register(function: Callable[[ChartView], Any]) -> Callable[[ChartView], Any]:
         family = function.__module__.rsplit(".", 1)[-1]
-        CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function))
+        CHARTS.add(name, Chart(name, family, scope, title, needs, guidance, function), by=function.__module__)
         return function
 
     return register
@@ -129,4 +129,4 @@ def require_altair() -> None:
     """`UsageError` with the remedy where the optional packages are absent."""
     absent = missing("altair", "vl_convert")
     if absent:
-        raise UsageError(f"charts need {' and '.join(absent)}", fix='pip install "tailwise[report]"')
+        raise UsageError(f"charts need {' and '.join(absent)}", fix=how_to_get("report"))

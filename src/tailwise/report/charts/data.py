@@ -137,7 +137,8 @@ def bins_of(values: Sequence[float], *, count: int = 28, low: float | None = Non
     stop = float(data.max())
     if cap is not None:
         stop = min(stop, cap)
-    step = nice_step(max(stop - start, 1e-9), count)
+    # Where all values are one, a bin of its size holds them: of no width, nothing would be seen.
+    step = nice_step(stop - start if stop > start else abs(stop) or 1.0, count)
     first = math.floor(start / step) * step
     number = max(math.ceil((stop - first) / step + 1e-9), 1)
     edges = (first + step * np.arange(number + 1)).astype(np.float64)

@@ -18,6 +18,7 @@ from tailwise.report.charts.building import (
     tooltip,
 )
 from tailwise.report.charts.data import OUTSIDE, ordered
+from tailwise.report.charts.deep import SAYS, deep_layers, is_deep, stretches
 from tailwise.report.charts.view import ORDER, ChartView
 
 
@@ -38,24 +39,34 @@ def along_depth(
     # One legend setting in all layers: a layer without a legend would take it from the others.
     colors = role_encodings(view, legend=OUTSIDE in panels, only=_outside(records))
     crowd = len(view.records) > CROWD
-    layers = [
+    under = [
         *(bands(view, "y", scale) if banded else []),
         *([rule(view, "y", y.line)] if y.line is not None else []),
+    ]
+    layers = [
+        *under,
         *_noise(view, x, scale, noise),
         *_errors(base, y, x, scale, sigma if sigma and view.has(sigma) and not crowd else None, colors["color"]),
         *([] if crowd else [_means(view, base, y, x, scale, colors["color"])]),
         *points(base, view, size=34, x=x, y=vertical, tooltip=tooltip(view, y.metric), **colors),
         *([_means(view, base, y, x, scale, alt.value(view.palette["ink"]))] if crowd else []),
     ]
+    source, valid = view.layers, f"isValid(datum['{y.metric}'])"
+    if is_deep(view):
+        rows = stretches(view.records, y.metric, log=y.log, noise=noise)
+        source, valid = view.data(f"deep_{y.metric}", rows), "true"
+        drawn = deep_layers(view, y, x, scale, noise=noise is not None and view.has(noise), outside=_outside(records))
+        layers = [*under, *drawn]
+    title = [view.depth.title, SAYS] if is_deep(view) else view.depth.title
     width = max(90, (view.width - 60 - 14 * (columns - 1)) // columns)
     header = alt.Header(
         labelPadding=4, titleOrient="bottom", labelOrient="top", titleFontWeight="normal", titlePadding=6
     )
     return (
-        alt.layer(*layers, data=view.layers)
+        alt.layer(*layers, data=source)
         .properties(width=width, height=120 if columns > 1 else 240)
-        .transform_filter(f"isValid(datum['{y.metric}'])")
-        .facet(alt.Facet("panel:N", sort=panels, header=header, title=view.depth.title), columns=columns, spacing=14)
+        .transform_filter(valid)
+        .facet(alt.Facet("panel:N", sort=panels, header=header, title=title), columns=columns, spacing=14)
     )
 
 

@@ -10,6 +10,7 @@ from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.rank_correlation import block_means, depth_correlation
 from tailwise.core.errors import UsageError
+from tailwise.core.optional import how_to_get
 from tailwise.report.theme import SHAPES, Palette, config, group_of, role_color
 
 WIDTH, HEIGHT = 640, 320
@@ -45,7 +46,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
     try:
         import altair as alt
     except ImportError as error:
-        raise UsageError("charts need Altair", fix="pip install 'tailwise[report]'") from error
+        raise UsageError("charts need Altair", fix=how_to_get("report")) from error
 
     inline = partial(_inline, alt)
     drawn = _drawn(plan.parts[0])
@@ -60,6 +61,7 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
     x = alt.X("block:O", title="block, data → labels", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("amount:Q", title=drawn.unit, scale=_scale(alt, [*drawn.amounts.values(), drawn.asked]))
     colors = alt.Scale(domain=roles, range=[role_color(role, palette) for role in roles])
+    legend = alt.Legend(title=None, columns=6)
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
     tips = [alt.Tooltip(name) for name in ("tensor:N", "role:N", "block:O", "parameters:Q", "reason:N")]
     points = (
@@ -69,8 +71,8 @@ def plan_chart(plan: Plan, palette: Palette) -> Any:
             x=x,
             xOffset=alt.XOffset("role:N", sort=roles),  # side by side where a block has one amount
             y=y,
-            color=alt.Color("role:N", scale=colors, title=None),
-            shape=alt.Shape("role:N", scale=shapes, title=None),
+            color=alt.Color("role:N", scale=colors, title=None, legend=legend),
+            shape=alt.Shape("role:N", scale=shapes, title=None, legend=legend),
             tooltip=[*tips, alt.Tooltip("amount:Q", format=".4f")],
         )
     )

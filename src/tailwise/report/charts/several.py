@@ -8,7 +8,7 @@ import altair as alt
 
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.summary import FITTED, WELL_FIT
-from tailwise.report.charts.building import ALPHA, Axis, bands, place_axis, points, tooltip
+from tailwise.report.charts.building import ALPHA, BELOW_TWO, Axis, bands, place_axis, points, tooltip
 from tailwise.report.charts.chart import Guidance, chart
 from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView
@@ -32,7 +32,8 @@ def _by_layer(view: ChartView, y: Axis, *, banded: bool = False) -> Any:
     """Every layer as a point, and the median of each block as a line, per model."""
     records = [record for record in view.records if record.get(y.metric) is not None]
     x = place_axis(view, records, ticks=12, title=view.depth.title)
-    scale = y.scale([record[y.metric] for record in records])
+    low = [BELOW_TWO] if banded and view.banded else []
+    scale = y.scale([*(record[y.metric] for record in records), *low])
     vertical = alt.Y(f"{y.metric}:Q", title=y.title, scale=scale, axis=y.axis(scale))
     base = alt.Chart(view.layers).transform_filter(f"isValid(datum['{y.metric}'])")
     colors = _encodings(view)
@@ -65,7 +66,7 @@ def _means(
     if not rows:
         raise UsageError(f"no layer of any model has {metric} within {band}")
     shown = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
-    scale = Axis(metric, title).scale([*shown, *([2.0, 4.0] if banded else [0.0])])
+    scale = Axis(metric, title).scale([*shown, *([BELOW_TWO, 4.0] if banded else [0.0])])
     source = alt.Chart(view.data("means", rows))
     y = alt.Y("model:N", sort=view.names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
     color = alt.Color("model:N", sort=view.names, legend=None, scale=_encodings(view)["color"]["scale"])

@@ -21,13 +21,15 @@ WIDTH, HEIGHT = 640, 260
 #: Scalars that are drawn, in this order, where a run has them.
 SCALARS = ("loss", "val_loss", "eval_loss", "lr", "learning_rate", "grad_norm")
 _MOST_STEPS = 800  # more points than pixels say nothing
+_MOST_LINES, _MOST_POINTS = 400, 12_000  # layers with a line of their own, and their points together
 _SEVERITY = {"error": "worse", "warning": "contrast", "note": "muted", "info": "muted"}
 
 
 def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -> Any:
     """The median of every role as a line, the middle half of its layers as a band, and alarms as dashed rules.
 
-    `table` is what `History.series` gives. `UsageError` where there is nothing to draw.
+    Every layer has a line of its own, which shows where the pointer is. `table` is what `History.series` gives.
+    `UsageError` where there is nothing to draw.
     """
     import altair as alt
 
@@ -53,9 +55,28 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -
             tooltip=[*tips, *numbers]),
         *_alarms(marks, palette),
     ]  # fmt: skip
+    own = _layer_lines(table, metric)
+    if own:
+        layers += _pointed_at(x, scale, color)
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
-    chart["datasets"] = {"series": rows, "alarms": _rows(marks)}
+    chart["datasets"] = {"series": rows, "alarms": _rows(marks), **({"lines": own} if own else {})}
     return chart
+
+
+def _pointed_at(x: Any, scale: Any, color: Any) -> list[Any]:
+    """The line of the layer that the pointer is nearest to, and its name."""
+    import altair as alt
+
+    source = alt.Chart(alt.NamedData(name="lines"))
+    near = alt.selection_point(name="near", fields=["layer"], on="pointerover", nearest=True, clear="pointerout",
+                               empty=False)  # fmt: skip
+    y = alt.Y("value:Q", scale=scale)
+    tips = [alt.Tooltip("layer:N"), alt.Tooltip("role:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4~g")]
+    line = source.mark_line(strokeWidth=2.4).encode(
+        x=x, y=y, color=color, detail="layer:N", opacity=alt.condition(near, alt.value(1), alt.value(0))
+    )
+    dots = source.mark_point(size=40, opacity=0).encode(x=x, y=y, color=color, tooltip=tips).add_params(near)
+    return [line, dots]
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,9 @@ def scalars_chart(
         if len(runs) > 1:
             # Blue, orange, … as several models have them: the run of the page comes first.
             shades = [palette["accent"], palette["contrast"], palette["worse"], palette["muted"]]
-            color = alt.Color("run:N", scale=alt.Scale(domain=list(runs), range=shades), legend=None)
+            own = "datum.label == '' ? 'this run' : datum.label"
+            legend = alt.Legend(title=None, orient="top", labelExpr=own, columns=4) if name == names[0] else None
+            color = alt.Color("run:N", scale=alt.Scale(domain=list(runs), range=shades), legend=legend)
             tips.append(alt.Tooltip("run:N"))
         line = source.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=color)
         dots = source.mark_point(filled=True, size=14).encode(x=x, y=y, color=color, tooltip=tips)
@@ -176,6 +199,21 @@ def _quantiles(table: pa.Table, metric: str) -> list[dict[str, Any]]:
             low, middle, high = (rounded(float(v)) for v in np.quantile(known, [0.25, 0.5, 0.75]))
             rows.append({"step": step, "role": role, "median": middle, "low": low, "high": high, "layers": len(known)})
     return sorted(rows, key=lambda row: (row["role"], row["step"]))
+
+
+def _layer_lines(table: pa.Table, metric: str) -> list[dict[str, Any]]:
+    """Layer and step → value, of evenly spaced steps; nothing of so many layers that no line is told from another."""
+    there = table.filter(pc.is_valid(table[metric]))
+    steps, layers = np.unique(there["step"].to_numpy()), len(pc.unique(there["layer"]))
+    if not 0 < layers <= _MOST_LINES or len(steps) < 2:
+        return []
+    most = max(2, _MOST_POINTS // layers)
+    if len(steps) > most:
+        steps = steps[np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))]
+        there = there.filter(pc.is_in(there["step"], pa.array(steps)))
+    columns = (there[name].to_pylist() for name in ("step", "layer", "role", metric))
+    return [{"step": step, "layer": layer, "role": role, "value": rounded(value)}
+            for step, layer, role, value in zip(*columns, strict=True)]  # fmt: skip
 
 
 def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,12 @@ _GENERIC = frozenset({"model", "pytorch_model", "checkpoint", "weights", "final"
 
 def short_names(audits: Sequence[Audit]) -> list[str]:
     """A short, distinct name for each audit: the last parts of where the model came from."""
-    parts = [PurePath(audit.model.rstrip("/")).parts or ("model",) for audit in audits]
+    return names_of([audit.model for audit in audits])
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """A short, distinct name for each place of a model."""
+    parts = [PurePath(model.rstrip("/")).parts or ("model",) for model in models]
     generic = all(PurePath(part[-1]).stem in _GENERIC and len(part) > 1 for part in parts)
     for depth in range(2 if generic else 1, 6):
         names = ["/".join(part[-depth:]) for part in parts]

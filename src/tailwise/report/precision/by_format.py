@@ -28,7 +28,7 @@ from tailwise.report.precision.sections import (
     Guidance(
         "A panel a format: relative error of every layer, divided by the median of that format (named above the "
         "panel), along depth. 2 is 6 dB less signal to noise.",
-        "points near 1: every layer bears the format alike.",
+        "points near 1: every layer tolerates the format alike.",
         "points far above 1: layers that need more bits than the rest.",
     ),
 )

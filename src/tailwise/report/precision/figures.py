@@ -27,7 +27,7 @@ def plot_study(chart: str, study: PrecisionStudy, **options: Any) -> Any:
         raise unknown_name("chart", chart, FIGURES)
     spec = spec_of(FIGURES[chart], StudyView(study=study, **options))
     datasets = spec.pop("datasets")
-    found = altair.Chart.from_dict(spec)
+    figure = altair.Chart.from_dict(spec)
     # After the validation, which would look at every number.
-    found["datasets"] = datasets
-    return found
+    figure["datasets"] = datasets
+    return figure

@@ -57,6 +57,12 @@ def report(study: PrecisionStudy, *, bounds: Sequence[Bound] = ()) -> str:
     return whole_page(title, page.header(title), sections, data=page.data(), version=study.versions.get("tailwise", ""))
 
 
+def in_words(study: PrecisionStudy) -> list[Section]:
+    """The sections that need no script: what the study says, formats, verdicts by role, what is missing."""
+    page = _StudyPage(StudyView(study=study, bounds=(), palette=TOKENS))
+    return [page.said(), page.formats(), ("verdicts", "Verdicts", page.by_role()), page.left_out()]
+
+
 class _StudyPage:
     """Sections of one report, and the data that they refer to."""
 
@@ -67,7 +73,7 @@ class _StudyPage:
     def header(self, title: str) -> str:
         """Model, counts, formats and settings."""
         study, view = self._study, self.view
-        facts = {
+        about = {
             "model": study.model,
             "matrices studied": str(len(study)),
             "not studied": str(len(study.layers) - len(study)),
@@ -77,7 +83,7 @@ class _StudyPage:
             "bound": words.bound_of(view.bounds),
             "took": f"{study.seconds:.1f} s",
         }
-        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in about.items())
         notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in study.notes)
         origin = {"settings": _listed(study.settings), "versions": _listed(study.versions)}
         lines = (f"{escape(name)}: <code>{escape(text)}</code>" for name, text in origin.items() if text)
@@ -93,7 +99,7 @@ class _StudyPage:
         sensitivity = words.on_sensitivity(view)
         cards = (
             (
-                "Which format each layer bears",
+                "Lowest format that each layer tolerates",
                 [*words.on_verdicts(view), *words.on_variation(view), *([sensitivity] if sensitivity else [])],
             ),
             ("Which tails move", words.on_tails(view)),
@@ -128,6 +134,10 @@ class _StudyPage:
 
     def verdicts(self) -> Section:
         """By role and block."""
+        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + self.by_role()
+
+    def by_role(self) -> str:
+        """Roles and how many of their layers bear which format, as HTML."""
         view = self.view
         used = [name for name in reversed(view.formats) if any(item.format == name for item in view.verdicts)]
         columns: list[str | None] = [*used, *([None] if any(item.format is None for item in view.verdicts) else [])]
@@ -137,7 +147,7 @@ class _StudyPage:
             rows.append((role, str(len(of_role)), *(str(of_role.count(name) or _DASH) for name in columns)))
         heads = ("role", "layers", *(name or "none of them" for name in columns))
         text = f'<p class="quiet">Lowest format that keeps {escape(words.bound_of(view.bounds))}: layers by role.</p>'
-        return "verdicts", "Verdicts", self._figures(["verdict_heat"]) + text + Grid(heads, rows).to_html()
+        return text + Grid(heads, rows).to_html()
 
     def tails(self) -> Section:
         """α by format: charts and the summary statistics."""
@@ -158,8 +168,8 @@ class _StudyPage:
     def prediction(self) -> Section:
         """The rank correlations of α and of depth with each distortion."""
         view = self.view
-        found = view.predictions
-        if not found:
+        predictions = view.predictions
+        if not predictions:
             return (
                 "prediction",
                 "Does α predict it?",
@@ -171,7 +181,7 @@ class _StudyPage:
         for measure in PREDICTED:
             rows = []
             for name in view.formats:
-                line = [words.of(found, predictor, measure, name, scope) for predictor, scope in kinds]
+                line = [words.of(predictions, predictor, measure, name, scope) for predictor, scope in kinds]
                 if line[2] is not None:
                     rows.append((name, *map(_correlation, line), str(line[2].n)))
             if rows:
@@ -221,7 +231,7 @@ class _StudyPage:
             for name, text in words.definitions()
         )
         head = "<thead><tr><th>measure</th><th>what it is</th></tr></thead>"
-        table = f'<div class="scroll"><table class="words">{head}<tbody>{body}</tbody></table></div>'
+        table = f'<div class="scroll" tabindex="0"><table class="words">{head}<tbody>{body}</tbody></table></div>'
         return "definitions", "Definitions", table
 
     def data(self) -> str:
@@ -235,10 +245,10 @@ class _StudyPage:
 
     def _layers(self) -> list[dict[str, Any]]:
         rank = {item.layer: item for item in sensitivities(self._study)}
-        found = []
+        layers = []
         for record, layer, item in zip(self.view.records, self._study, self.view.verdicts, strict=True):
             place = rank.get(layer.name)
-            found.append(
+            layers.append(
                 {
                     **{key: record[key] for key in ("name", "role", "block", "shape", "alpha", "alpha_sigma",
                                                     "stable_rank", "status")},
@@ -252,10 +262,10 @@ class _StudyPage:
             )  # fmt: skip
         for layer in self._study.layers:
             if not layer.measured:
-                found.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
-                              "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
-                              "reason": printable(layer.reason), "measured": False})  # fmt: skip
-        return found
+                layers.append({"name": printable(layer.name), "role": layer.category, "block": layer.block,
+                               "shape": f"{layer.out_features}×{layer.in_features}", "status": layer.status,
+                               "reason": printable(layer.reason), "measured": False})  # fmt: skip
+        return layers
 
 
 def _correlation(item: Any) -> str:
@@ -267,5 +277,5 @@ def _paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
-def _listed(facts: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, [], ""))
+def _listed(about: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, [], ""))

@@ -170,10 +170,10 @@ class Bars:
         return spec
 
     def _subtitle(self, layer: LayerStudy) -> list[str]:
-        facts = f"{layer.category}, {layer.out_features}×{layer.in_features}, stored as {layer.dtype}"
+        about = f"{layer.category}, {layer.out_features}×{layer.in_features}, stored as {layer.dtype}"
         if not layer.measured:
-            return [facts, middle_cut(printable(f"{layer.status}: {layer.reason}"), self._width // 6)]
-        return [facts, "Bars: ± standard error. Dashed: the layer as loaded."]
+            return [about, middle_cut(printable(f"{layer.status}: {layer.reason}"), self._width // 6)]
+        return [about, "Bars: ± standard error. Dashed: the layer as loaded."]
 
 
 def middle_cut(text: str, most: int) -> str:

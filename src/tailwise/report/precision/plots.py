@@ -98,11 +98,11 @@ def safe_name(name: str) -> str:
     return f"{plain[: _LONGEST - 9]}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _remove_stale(folder: Path, kept: set[Path]) -> None:
+def _remove_stale(folder: Path, written: set[Path]) -> None:
     try:
         for place, pattern in ((folder, _OWN), (folder / _INDIVIDUAL, _OWN_LAYER)):
             for path in place.iterdir() if place.is_dir() else ():
-                if pattern.fullmatch(path.name) and path not in kept and path.is_file():
+                if pattern.fullmatch(path.name) and path not in written and path.is_file():
                     path.unlink()
     except OSError as error:
         raise could_not_write(error, folder) from error

@@ -58,8 +58,8 @@ class FormatSummary:
 
 def by_format(study: PrecisionStudy) -> list[FormatSummary]:
     """One summary a format, the most bits first; formats of equal bits in the order asked for."""
-    found = [_summary(study, name) for name in study.formats]
-    return sorted(found, key=lambda item: -(item.bits if item.bits is not None else math.inf))
+    summaries = [_summary(study, name) for name in study.formats]
+    return sorted(summaries, key=lambda item: -(item.bits if item.bits is not None else math.inf))
 
 
 def _summary(study: PrecisionStudy, name: str) -> FormatSummary:

@@ -45,12 +45,12 @@ def formats(study: PrecisionStudy) -> RenderableType:
 
 
 def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableType:
-    """How many layers of each role bear which format, the fewest bits first."""
+    """How many layers of each role tolerate which format, the fewest bits first."""
     view = StudyView(study=study, bounds=bounds)
     said = [Text(printable(line)) for line in (*words.on_verdicts(view), *words.on_variation(view))]
-    found = [item.format for item in view.verdicts]
-    used: list[str | None] = [name for name in reversed(view.formats) if name in found]
-    used += [None] if None in found else []
+    formats = [item.format for item in view.verdicts]
+    used: list[str | None] = [name for name in reversed(view.formats) if name in formats]
+    used += [None] if None in formats else []
     lines = []
     for role in view.roles:
         of_role = [item.format for item in view.verdicts if item.category == role]
@@ -62,15 +62,15 @@ def by_role(study: PrecisionStudy, bounds: Sequence[Bound] = ()) -> RenderableTy
 def prediction(study: PrecisionStudy, measure: str = "relative_error") -> RenderableType:
     """ρ of α, and of the control, with one distortion; formats of many bits are left to the report."""
     view = StudyView(study=study)
-    found = [item for item in view.predictions if item.measure == measure]
+    predictions = [item for item in view.predictions if item.measure == measure]
     head = Text(f"Does α predict it? Rank correlation with the {words.title_of(measure)}", style="bold")
-    if not found:
+    if not predictions:
         return Group(head, Text("No format studied changes the weights of layers inside blocks: nothing to predict."))
     heads = ("format", "α, within roles", "depth, within roles", "α, pooled", "depth, pooled", "layers")
     lines: list[Sequence[Cell]] = []
     kinds = [(predictor, scope) for scope in ("within roles", "pooled") for predictor in ("alpha", "depth")]
     for name in view.formats:
-        line = [words.of(found, predictor, measure, name, scope) for predictor, scope in kinds]
+        line = [words.of(predictions, predictor, measure, name, scope) for predictor, scope in kinds]
         if line[2] is not None:
             cells = (Text(words.interval(item), style="bold" if item and item.seen else "") for item in line)
             lines.append((name, *cells, str(line[2].n)))
@@ -91,8 +91,8 @@ def closing(study: PrecisionStudy) -> RenderableType:
     lines = [Text(f"{matrices} in {kinds}, in {study.seconds:.1f} s", style="dim")]
     rest = [layer for layer in study.layers if not layer.measured]
     if study.failed:
-        said = f"{len(study.failed)} of {len(study.layers)} layers failed, in some format or in all: medians and "
-        lines.append(Text(f"{said}predictions are over the others", style="red"))
+        words = f"{len(study.failed)} of {len(study.layers)} layers failed, in some format or in all: medians and "
+        lines.append(Text(f"{words}predictions are over the others", style="red"))
     lines += [Text(printable(f"{layer.name}: {layer.status}: {layer.reason}"), style="red") for layer in rest[:_NAMED]]
     partly = [(layer, one) for layer in study for one in layer.readings.values() if one.status == "FAILED"]
     lines += [

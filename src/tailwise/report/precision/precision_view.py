@@ -127,12 +127,12 @@ class StudyView(ChartView):
     def readings(self) -> list[Record]:
         """One record per layer and format; `row` is the format's place, scattered so that layers can be told apart."""
         rows = {name: index for index, name in enumerate(self.formats)}
-        found = []
+        records = []
         for index, (layer, record) in enumerate(zip(self.study, self.records, strict=True)):
             scatter = 0.56 * ((index * _GOLDEN) % 1.0 - 0.5)
             for name, reading in layer.readings.items():
                 whole = trouble(reading, layer) is None
-                found.append(
+                records.append(
                     {
                         **record,
                         "format": name,
@@ -144,7 +144,7 @@ class StudyView(ChartView):
                         "alpha_shift_se": rounded(reading.alpha_shift_se),
                     }
                 )
-        return found
+        return records
 
     @cached_property
     def roles(self) -> list[str]:

@@ -43,9 +43,9 @@ def _bits(view: StudyView, name: str) -> float | None:
 
 def on_verdicts(view: StudyView) -> list[str]:
     """How many layers go to which format, their mean bits, and which need most."""
-    found = view.verdicts
-    counts = Counter(item.format for item in found)
-    alone = "all " if len(counts) == 1 and len(found) > 1 else ""
+    verdicts = view.verdicts
+    counts = Counter(item.format for item in verdicts)
+    alone = "all " if len(counts) == 1 and len(verdicts) > 1 else ""
     parts = [
         f"{alone}{counts[name]} {_verb('need', counts[name])} {name} ({shown(_bits(view, name))} bits)"
         for name in reversed(view.formats)
@@ -54,12 +54,13 @@ def on_verdicts(view: StudyView) -> list[str]:
     if counts[None]:
         parts.append(f"{counts[None]} {_verb('keep', counts[None])} it in none of the formats studied")
     sentences = [
-        f"To stay within {bound_of(view.bounds)}, {f'of {len(found)} layers ' if not alone else ''}{', '.join(parts)}."
+        f"To stay within {bound_of(view.bounds)}, "
+        f"{f'of {len(verdicts)} layers ' if not alone else ''}{', '.join(parts)}."
     ]
     size = {layer.name: layer.numel for layer in view.study}
-    kept = [(item.bits, size[item.layer]) for item in found if item.bits is not None]
-    if kept:
-        mean = sum(bits * weights for bits, weights in kept) / sum(weights for _, weights in kept)
+    borne = [(item.bits, size[item.layer]) for item in verdicts if item.bits is not None]
+    if borne:
+        mean = sum(bits * weights for bits, weights in borne) / sum(weights for _, weights in borne)
         sentences.append(f"That is {mean:.2f} bits per weight on the mean, over the layers with a format.")
     return [*sentences, *_greediest(view)]
 
@@ -99,16 +100,16 @@ def on_sensitivity(view: StudyView) -> str:
 
 def on_variation(view: StudyView) -> list[str]:
     """Layers whose α moves further than was allowed; nothing where no bound was set on it."""
-    found = variations(view.study, view.bounds)
-    if not found or found[0].sensitive is None:
+    spreads = variations(view.study, view.bounds)
+    if not spreads or spreads[0].sensitive is None:
         return []
-    hit = sorted((item for item in found if item.sensitive), key=lambda item: -abs(item.shift))
+    hit = sorted((item for item in spreads if item.sensitive), key=lambda item: -abs(item.shift))
     limit = min(bound.limit for bound in view.bounds if bound.measure == "alpha_shift")
     if not hit:
         return [f"No layer is sensitive: no format moves an α by more than {limit:g}."]
     worst = ", ".join(f"{item.layer} ({item.shift:+.2g} in {item.format})" for item in hit[:3])
     more = f" and {len(hit) - 3} more" if len(hit) > 3 else ""
-    return [f"Sensitive, α moving by more than {limit:g}: {len(hit)} of {len(found)} layers: {worst}{more}."]
+    return [f"Sensitive, α moving by more than {limit:g}: {len(hit)} of {len(spreads)} layers: {worst}{more}."]
 
 
 def on_tails(view: StudyView) -> list[str]:
@@ -129,21 +130,21 @@ def on_tails(view: StudyView) -> list[str]:
 
 def on_reach(view: StudyView) -> list[str]:
     """Overflow, underflow, and readings without an exponent."""
-    said = []
+    sentences = []
     for item in view.summaries:
         if item.overflow:
-            said.append(f"{item.format}: {item.overflow:,} entries beyond its reach, in {_layers(item)}.")
+            sentences.append(f"{item.format}: {item.overflow:,} entries beyond its reach, in {_layers(item)}.")
         if item.troubles:
             parts = ", ".join(f"{count} {word}" for word, count in item.troubles.items())
-            said.append(f"{item.format}: no α in some layers ({parts}).")
+            sentences.append(f"{item.format}: no α in some layers ({parts}).")
     under = [item for item in view.summaries if item.underflow]
     if under:
         parts = ", ".join(f"{item.format} {_share(view, item)}" for item in under)
-        said.append(f"Weights that became zero: {parts}.")
+        sentences.append(f"Weights that became zero: {parts}.")
     exact = [item.format for item in view.summaries if item.lossless]
     if exact:
-        said.append(f"Half of the layers or more are held exactly by {', '.join(exact)}.")
-    return said
+        sentences.append(f"Half of the layers or more are held exactly by {', '.join(exact)}.")
+    return sentences
 
 
 def _layers(item: FormatSummary) -> str:
@@ -161,23 +162,23 @@ def _share(view: StudyView, item: FormatSummary) -> str:
 # ---- does alpha predict it?
 
 
-def interval(found: Prediction | None) -> str:
+def interval(prediction: Prediction | None) -> str:
     """`0.08 [−0.20, 0.35]`."""
-    if found is None or found.rho is None:
+    if prediction is None or prediction.rho is None:
         return "–"
-    if found.low is None or found.high is None:
-        return _two(found.rho)
-    return f"{_two(found.rho)} [{_two(found.low)}, {_two(found.high)}]"
+    if prediction.low is None or prediction.high is None:
+        return _two(prediction.rho)
+    return f"{_two(prediction.rho)} [{_two(prediction.low)}, {_two(prediction.high)}]"
 
 
 def _two(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def of(found: Sequence[Prediction], predictor: str, measure: str, name: str, scope: str) -> Prediction | None:
+def of(predictions: Sequence[Prediction], predictor: str, measure: str, name: str, scope: str) -> Prediction | None:
     """The one correlation of that kind."""
     key = (predictor, measure, name, scope)
-    return next((item for item in found if (item.predictor, item.measure, item.format, item.scope) == key), None)
+    return next((item for item in predictions if (item.predictor, item.measure, item.format, item.scope) == key), None)
 
 
 def on_prediction(view: StudyView) -> list[str]:

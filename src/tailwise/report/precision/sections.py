@@ -29,13 +29,13 @@ def crowded(view: StudyView) -> bool:
 def tooltip(view: StudyView, *fields: str) -> list[alt.Tooltip]:
     """The layer, and the numbers that are asked for and there."""
     facts = (("name", "layer"), ("role", "role"), ("block", "block"), ("shape", "shape"))
-    found = [alt.Tooltip(f"{key}:N", title=title) for key, title in facts]
+    entries = [alt.Tooltip(f"{key}:N", title=title) for key, title in facts]
     for field in fields:
         if field == "format":
-            found.append(alt.Tooltip("format:N"))
+            entries.append(alt.Tooltip("format:N"))
         elif view.has(field):
-            found.append(alt.Tooltip(f"{field}:Q", title=field, format=".4~g"))
-    return found
+            entries.append(alt.Tooltip(f"{field}:Q", title=field, format=".4~g"))
+    return entries
 
 
 def row_axis(view: StudyView, formats: Sequence[str]) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def log_ticks(domain: Sequence[float]) -> list[float]:
     low, high = domain
     steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [float(f"{step}e{power}") for power in powers for step in steps]
-    return [tick for tick in found if low <= tick <= high]
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def nudged(rows: list[Record], domain: Sequence[float], height: int) -> None:

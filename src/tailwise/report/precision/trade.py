@@ -115,16 +115,16 @@ _NONE = "none of them"
 
 
 def _cells(view: StudyView) -> list[Record]:
-    found: dict[tuple[str, int], Record] = {}
+    cells: dict[tuple[str, int], Record] = {}
     for record, item in zip(view.records, view.verdicts, strict=True):
         bits = math.inf if item.bits is None else item.bits
         key = record["role"], record["place"]
-        cell = found.setdefault(key, {"role": key[0], "place": key[1], "left": key[1] - 0.47, "right": key[1] + 0.47,
+        cell = cells.setdefault(key, {"role": key[0], "place": key[1], "left": key[1] - 0.47, "right": key[1] + 0.47,
                                       "layers": 0, "most": -1.0})  # fmt: skip
         cell["layers"] += 1
         if bits > cell["most"]:
             cell |= {"most": bits, "format": item.format or _NONE, "bits": rounded(item.bits), "reason": item.reason}
-    return [{key: value for key, value in cell.items() if key != "most"} for cell in found.values()]
+    return [{key: value for key, value in cell.items() if key != "most"} for cell in cells.values()]
 
 
 @figure(

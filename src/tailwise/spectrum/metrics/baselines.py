@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tailwise.spectrum.metrics.metric import metric
-from tailwise.spectrum.metrics.ranks import singular_entropy
+from tailwise.spectrum.metrics.norms_ranks import singular_entropy
 from tailwise.spectrum.power_law import TailFit
 from tailwise.spectrum.spectrum import Spectrum
 

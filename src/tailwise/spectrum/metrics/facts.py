@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.baseline import gaussian_spectra, mean_and_sd
-from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk
+from tailwise.core.synonyms import known_name
+from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk, gaussian_spectra, mean_and_sd
 from tailwise.spectrum.metrics.metric import METRICS, Metric
-from tailwise.spectrum.metrics.ranks import singular_entropy
+from tailwise.spectrum.metrics.norms_ranks import singular_entropy
 from tailwise.spectrum.other_laws import Law, Rival, TruncatedFit, fit_truncated, rivals
 from tailwise.spectrum.power_law import TailFit, TailOptions, above_threshold, fit_tail
 from tailwise.spectrum.spectrum import Spectrum
@@ -122,8 +123,8 @@ class Facts:
         if not self.tail.ok:
             return None
         values = above_threshold(self.fitted.eigenvalues)
-        kept = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
-        return rivals(kept, self.tail.alpha)
+        tail = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
+        return rivals(tail, self.tail.alpha)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -151,12 +152,12 @@ class Facts:
     @cached_property
     def bulk(self) -> Bulk | None:
         """Marchenko-Pastur fit."""
-        found, spectrum = _bulk(self.spectrum), self.spectrum
-        if found is None:
+        bulk, spectrum = _bulk(self.spectrum), self.spectrum
+        if bulk is None:
             return None
         # Errors of arithmetic are no such bulk: their own largest would count as spikes.
         real = int(np.count_nonzero(spectrum.eigenvalues > self._edge(spectrum) ** 2))
-        return replace(found, num_spikes=min(found.num_spikes, real))
+        return replace(bulk, num_spikes=min(bulk.num_spikes, real))
 
     @cached_property
     def permuted_bulks(self) -> list[Bulk | None]:
@@ -213,9 +214,10 @@ def _is_default(metric: Metric, recipe: Recipe) -> bool:
 
 
 def completed(recipe: Recipe) -> Recipe:
-    """The recipe with the options that its named metrics need switched on."""
-    changes: dict[str, int | bool] = {}
-    for name in recipe.metrics:
+    """The recipe with its metrics by their names here, and with the options that they need switched on."""
+    names = tuple(known_name(name, METRICS) for name in recipe.metrics)
+    changes: dict[str, Any] = {"metrics": names} if names != recipe.metrics else {}
+    for name in names:
         for need in METRICS[name].needs:
             option = _ON_REQUEST.get(need)
             if option and getattr(recipe, option) == 0:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from tailwise.core.registry import Registry
+from tailwise.core.validation import checked
 
 #: What a metric may ask for, by parameter name; `facts.Facts` provides each, computed once and only if asked for.
 FACTS = (
@@ -27,7 +28,7 @@ FACTS = (
     "baseline",
 )
 
-_BUILT_IN = ("tail", "rivals", "norms", "ranks", "baselines", "bulk", "randomized")
+_BUILT_IN = ("tail", "rivals", "norms_ranks", "baselines", "bulk", "randomized")
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,22 @@ def _load_built_ins() -> None:
 METRICS: Registry[Metric] = Registry("metric", "tailwise.metrics", _load_built_ins)
 
 
+@checked
 def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[..., float]], Callable[..., float]]:
     """Register the decorated function under its own name.
 
     Its parameters are names from `FACTS`; it returns a float (NaN: not defined for this spectrum). The first line of
     its docstring is the summary. `formula` and `source` are shown by `tailwise metrics` and in the documentation.
+
+    >>> import tailwise as tw
+    >>> @tw.metric("λ_max / mean λ", source="my notebook")
+    ... def peak(spectrum):
+    ...     'The largest eigenvalue over the mean one.'
+    ...     return spectrum.eigenvalues[-1] / spectrum.eigenvalues.mean()
+    >>> import numpy as np
+    >>> tw.audit({"up.weight": np.eye(60)}, metrics="peak", use_cache=False)["up"].peak
+    1.0
+    >>> tw.extend.unregister("peak")
     """
 
     def register(function: Callable[..., float]) -> Callable[..., float]:
@@ -67,7 +79,8 @@ def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[.
         unknown = set(needs) - set(FACTS)
         if unknown:
             raise TypeError(f"the metric {function.__name__} asks for {unknown}; it may ask for {FACTS}")
-        METRICS.add(function.__name__, _describe(function, needs, formula, source, unit))
+        described = _describe(function, needs, formula, source, unit)
+        METRICS.add(function.__name__, described, by=function.__module__)
         return function
 
     return register

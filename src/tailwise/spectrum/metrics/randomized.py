@@ -61,8 +61,8 @@ def _jensen_shannon(one: Spectrum, other: Spectrum) -> float:
 
 
 def _kl(p: np.ndarray[tuple[int], np.dtype[np.float64]], q: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    kept = p > 0
-    return float(np.sum(p[kept] * np.log(p[kept] / q[kept])))
+    positive = p > 0
+    return float(np.sum(p[positive] * np.log(p[positive] / q[positive])))
 
 
 @metric("(alpha of permuted W), mean over permutations", source="this project")

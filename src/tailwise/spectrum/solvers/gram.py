@@ -19,17 +19,26 @@ PANEL = 256
 
 
 def gram(
-    matrix: RowBlocks, dtype: torch.dtype, device: torch.device, scale: float = 1.0, *, halves: bool | None = None
+    matrix: RowBlocks,
+    dtype: torch.dtype,
+    device: torch.device,
+    scale: float = 1.0,
+    *,
+    halves: bool | None = None,
+    see: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Lower triangle of scale²·WᵀW (tall) or scale²·WWᵀ (wide), (m × m); the upper one is undefined.
 
     With `halves`, 16-bit weights are multiplied as they are and their products, exact in float32, added in float32:
     the numbers of a conversion to float32 at the speed of a GPU's 16-bit units. So it is done in float32 on a GPU.
+    `see` is called with every block (depth × m) of the long side.
     """
     m = min(matrix.rows, matrix.cols)
     result = torch.zeros(m, m, dtype=dtype, device=device)
     halves = (dtype is torch.float32 and device.type == "cuda") if halves is None else halves
     for block in long_side_blocks(matrix, dtype, device, scale, halves=halves):
+        if see is not None:
+            see(block)
         for left in range(0, m, PANEL):
             right = min(left + PANEL, m)
             part, across = result[left:right, :right], block[:, left:right].T

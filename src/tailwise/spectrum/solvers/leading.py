@@ -66,9 +66,9 @@ def leading_directions(
     block = torch.linalg.qr(block)[0]
     for _ in range(_MOST_ROUNDS):
         rotated, turn = _round(product, block, count)
-        kept = float((block[:, :count].T @ rotated[:, :count]).square().sum()) / count
+        overlap = float((block[:, :count].T @ rotated[:, :count]).square().sum()) / count
         block = rotated
-        if min(turn, 1 - kept) < TOLERANCE:
+        if min(turn, 1 - overlap) < TOLERANCE:
             break
     return block
 

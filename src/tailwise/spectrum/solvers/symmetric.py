@@ -117,12 +117,12 @@ class SolverChoice:
         m, count = size_class(batch.shape[1]), MANY if len(batch) > 1 else 1
         key = f"{_name(batch.device)} {batch.dtype} {m} {count}"
         if key not in self._chosen:
-            found = _usable(self._known(key), candidates(batch.device, count))
-            if not found:
-                found = measured(m, count, batch.dtype, batch.device)
-                self._keep(key, {name: value for name, value in found.items() if math.isfinite(value)})
-            self._chosen[key] = min(found, key=lambda name: found[name])
-            _log.info("%s: %s of %s", key, self._chosen[key], found)
+            solver = _usable(self._known(key), candidates(batch.device, count))
+            if not solver:
+                solver = measured(m, count, batch.dtype, batch.device)
+                self._keep(key, {name: value for name, value in solver.items() if math.isfinite(value)})
+            self._chosen[key] = min(solver, key=lambda name: solver[name])
+            _log.info("%s: %s of %s", key, self._chosen[key], solver)
         return self._chosen[key]
 
 

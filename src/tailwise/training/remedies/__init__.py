@@ -1,6 +1,8 @@
 """Remedies as code: what the findings and alarms of tailwise advise, for a training loop in PyTorch.
 
->>> import tailwise as tw
+>>> import torch, tailwise as tw
+>>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 32))
+>>> optimizer = torch.optim.AdamW(model.parameters())
 >>> balance = tw.remedies.layerwise_learning_rates(model, optimizer)   # from here on, training goes on as before
 
 A name is loaded when it is used: the names alone need no torch.

@@ -97,11 +97,11 @@ def _norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
     together: dict[Any, list[str]] = {}
     for name, norm in norms.items():
         together.setdefault(_mesh_of(norm), []).append(name)
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for names in together.values():
         device = norms[names[0]].device
-        found |= zip(names, whole(torch.stack([norms[name].to(device) for name in names])).tolist(), strict=True)
-    return {name: found[name] for name in gradients}
+        measured |= zip(names, whole(torch.stack([norms[name].to(device) for name in names])).tolist(), strict=True)
+    return {name: measured[name] for name in gradients}
 
 
 def _entries(gradient: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,6 @@ def loss_difficulty(model: nn.Module, sequences: Sequence[Sequence[int] | torch.
 def _loss(model: nn.Module, ids: torch.Tensor) -> float:
     if len(ids) < 2:
         return 0.0
-    found: Any = model(ids[None, :-1])
-    logits = getattr(found, "logits", found)
+    output: Any = model(ids[None, :-1])
+    logits = getattr(output, "logits", output)
     return float(nn.functional.cross_entropy(logits[0].float(), ids[1:].long()))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.validation import check_fields, check_least
 from tailwise.spectrum.power_law import ESTIMATORS
 from tailwise.training.remedies.groups import GroupScaler, follow, scaler_of
 from tailwise.training.remedies.live_matrices import exponent, role_of, weight_matrices
@@ -32,6 +33,8 @@ class BalanceOptions:
     over: int = 0  # steps over which factors move to new ones, in a straight line; 0: at once
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_least(self, min_evals=1)
         if self.estimator not in ESTIMATORS:
             raise unknown_name("estimator", self.estimator, ESTIMATORS)
         if not 0.0 <= self.smoothing < 1.0:

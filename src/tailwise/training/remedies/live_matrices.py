@@ -34,12 +34,12 @@ def linear_modules(model: nn.Module, min_evals: int = 16) -> dict[str, Any]:
     weighted = [(plain_name(name), module) for name, module in _weighted(unwrap(model))]
     config = _config(model)
     outside = {id(module.weight) for name, module in weighted if _is_outside(name, module, config)}
-    found: dict[int, tuple[str, Any]] = {}
+    modules: dict[int, tuple[str, Any]] = {}
     for name, module in weighted:
         weight = module.weight
         if _is_linear(module) and id(weight) not in outside and min(weight.shape) >= min_evals:
-            found.setdefault(id(weight), (name, module))
-    return dict(found.values())
+            modules.setdefault(id(weight), (name, module))
+    return dict(modules.values())
 
 
 def weight_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Parameter]:
@@ -50,15 +50,15 @@ def weight_matrices(model: nn.Module, min_evals: int = 16) -> dict[str, nn.Param
     gates that are one parameter are one matrix; a kernel is the matrix of `as_matrix`.
     """
     linear = {id(module.weight): name for name, module in linear_modules(model, min_evals).items()}
-    found: dict[int, tuple[str, nn.Parameter]] = {}
+    matrices: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in unwrap(model).named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = plain_name(f"{path}.{name}" if path else name)
             if id(parameter) in linear:
-                found.setdefault(id(parameter), (linear[id(parameter)], parameter))
+                matrices.setdefault(id(parameter), (linear[id(parameter)], parameter))
             elif _is_other(module, name) and min(as_matrix(parameter).shape) >= min_evals:
-                found.setdefault(id(parameter), (full.removesuffix(".weight"), parameter))
-    return dict(found.values())
+                matrices.setdefault(id(parameter), (full.removesuffix(".weight"), parameter))
+    return dict(matrices.values())
 
 
 def as_matrix(weight: torch.Tensor) -> torch.Tensor:

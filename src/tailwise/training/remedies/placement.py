@@ -33,22 +33,22 @@ def scale_residual_branches(model: nn.Module, factor: float | None = None) -> di
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, §2.3; Shoeybi et al. 2019,
     Megatron-LM, arXiv:1909.08053.
     """
-    found = {name: module for name, module in linear_modules(model, 1).items() if role_of(name, model) in BRANCHES}
-    blocks = set(number_blocks(found).values())
+    branches = {name: module for name, module in linear_modules(model, 1).items() if role_of(name, model) in BRANCHES}
+    blocks = set(number_blocks(branches).values())
     if not blocks:
         raise UsageError("no output projection inside a numbered block was found", fix="scale the weights by hand")
     by = factor if factor is not None else 1 / math.sqrt(2 * len(blocks))
-    if factor is None and _scaled_already(model, found, by):
+    if factor is None and _scaled_already(model, branches, by):
         raise UsageError(
             f"the residual branches start {by:.2g} times as large as other matrices: they are scaled already",
             fix="leave them; or give factor=, to scale them all the same",
         )
-    for module in found.values():
+    for module in branches.values():
         module.weight.mul_(by)
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.mul_(by)
-    return dict.fromkeys(found, by)
+    return dict.fromkeys(branches, by)
 
 
 def _scaled_already(model: nn.Module, branches: Mapping[str, Any], by: float) -> bool:
@@ -64,7 +64,7 @@ def _scaled_already(model: nn.Module, branches: Mapping[str, Any], by: float) ->
     for size in (_deviation, lambda module: _deviation(module) * math.sqrt(_inputs(module))):
         usual = median(size(module) for module in inside.values())
         ratios.append([size(module) / max(usual, 1e-30) for module in branches.values()])
-    near = [[abs(ratio / aim - 1) < _NEAR for ratio in found] for found in ratios for aim in (by, 1.0)]
+    near = [[abs(ratio / aim - 1) < _NEAR for ratio in row] for row in ratios for aim in (by, 1.0)]
     scaled, plain = (near[0], near[2]), (near[1], near[3])
     return any(map(all, scaled)) and not any(map(all, plain))
 

@@ -42,11 +42,11 @@ def reinitialize_dead_layers(
     Source: Lu et al. 2020, Dying ReLU and Initialization, arXiv:1903.06733; Dohare et al. 2024, Loss of Plasticity in
     Deep Continual Learning, Nature 632:768 (re-initialising units keeps networks able to learn).
     """
-    found = weight_matrices(model, 1)
+    matrices = weight_matrices(model, 1)
     first = {id(module.weight) for module in linear_modules(model, 1).values() if not isinstance(module, nn.Linear)}
-    wanted = None if layers is None else _wanted(layers, found)
+    wanted = None if layers is None else _wanted(layers, matrices)
     drawn = {}
-    for name, weight in found.items():
+    for name, weight in matrices.items():
         if name not in wanted if wanted is not None else ".lora_" in name:
             continue
         now = whole(weight)
@@ -61,13 +61,13 @@ def reinitialize_dead_layers(
     return drawn
 
 
-def _wanted(layers: Iterable[str], found: Mapping[str, nn.Parameter]) -> dict[str, set[str]]:
+def _wanted(layers: Iterable[str], matrices: Mapping[str, nn.Parameter]) -> dict[str, set[str]]:
     """Matrix → its parts that are named, as `q` of `attn.in_proj_weight#q`; "" where it is meant as a whole."""
     wanted: dict[str, set[str]] = {}
     for layer in layers:
         name, _, part = layer.partition("#")
-        if name not in found:
-            raise unknown_name("matrix", layer, found)
+        if name not in matrices:
+            raise unknown_name("matrix", layer, matrices)
         wanted.setdefault(name, set()).add(part)
     return wanted
 

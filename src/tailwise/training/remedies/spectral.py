@@ -77,8 +77,11 @@ def spectral_penalty(
 ) -> SpectralPenalty:
     """A penalty on the `k` largest singular values of the model's matrices (or of `layers`, by name).
 
+    >>> import torch, tailwise as tw
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 32))
     >>> penalty = tw.remedies.spectral_penalty(model)
-    >>> loss = loss + 1e-3 * penalty()
+    >>> loss = model(torch.ones(1, 64)).square().mean()
+    >>> (loss + 1e-3 * penalty()).backward()
 
     ½·Σ σᵢ², whose gradient is Σ σᵢuᵢvᵢᵀ. The vectors come from power iteration (block iteration for k > 1) that goes on
     from the last call's, since weights change little in a step. Matrices that fully_shard has sharded are gathered

@@ -27,25 +27,25 @@ _MOST_PEERS = 8
 def audit(place: Place, audit: str = "") -> Fact:
     """One audit at a glance: what was measured, how, model-level numbers, and every role with its spread."""
     name = place.audit(audit)
-    found, facts = place.workspace.audit(name), place.workspace.diagnosis(name)
-    why = Counter(row.status for row in found.unmeasured)
-    counts = Counter(finding.severity for finding in facts.findings)
-    blocks = [row.block for row in found.rows if row.block is not None]
+    measured, diagnosis = place.workspace.audit(name), place.workspace.diagnosis(name)
+    why = Counter(row.status for row in measured.unmeasured)
+    counts = Counter(finding.severity for finding in diagnosis.findings)
+    blocks = [row.block for row in measured.rows if row.block is not None]
     return {
         "audit": name,
         "title": place.workspace.entry(name, "audit").title,
-        "model": found.model,
-        "format": found.provenance.format,
-        "matrices": len(found),
-        "parameters": sum(layer.row.n_params for layer in found),
+        "model": measured.model,
+        "format": measured.provenance.format,
+        "matrices": len(measured),
+        "parameters": sum(layer.row.n_params for layer in measured),
         "blocks": max(blocks) - min(blocks) + 1 if blocks else 0,
         "not_measured": dict(why),
-        "recipe": {key: found.provenance.recipe.get(key) for key in ("estimator", "hill_estimator", "randomize")},
+        "recipe": {key: measured.provenance.recipe.get(key) for key in ("estimator", "hill_estimator", "randomize")},
         "findings": {key: counts.get(key, 0) for key in ("error", "warning", "info")},
-        "rules_that_could_not_look": len(facts.not_looked),
-        "numbers": {key: value for key, value in model_numbers(found).items() if value is not None},
-        "roles": [_role(found, role) for role in dict.fromkeys(layer.row.role for layer in found)],
-        "notes": list(found.provenance.notes[:5]),
+        "rules_that_could_not_look": len(diagnosis.not_looked),
+        "numbers": {key: value for key, value in model_numbers(measured).items() if value is not None},
+        "roles": [_role(measured, role) for role in dict.fromkeys(layer.row.role for layer in measured)],
+        "notes": list(measured.provenance.notes[:5]),
         "links": [
             place.to_audit(name),
             place.link("its layers", links.layers(name)),
@@ -58,14 +58,14 @@ def audit(place: Place, audit: str = "") -> Fact:
 def aggregate(place: Place, metric: str, role: str = "", audit: str = "") -> Fact:
     """Mean, median, range and count of a metric over an audit, in all and by role; exponents of trusted fits alone."""
     name = place.audit(audit)
-    found = place.workspace.audit(name)
-    rows = [layer.row for layer in found if not role or layer.row.role == role]
+    measured = place.workspace.audit(name)
+    rows = [layer.row for layer in measured if not role or layer.row.role == role]
     if not rows:
-        raise unknown_name("role", role, dict.fromkeys(layer.row.role for layer in found))
+        raise unknown_name("role", role, dict.fromkeys(layer.row.role for layer in measured))
     if all(metric not in row.metrics for row in rows):
         raise unknown_name("metric of this audit", metric, dict.fromkeys(key for row in rows for key in row.metrics))
     by_role = {one: [row for row in rows if row.role == one] for one in dict.fromkeys(row.role for row in rows)}
-    kind = estimator_of(found)
+    kind = estimator_of(measured)
     return {
         "audit": name,
         "metric": metric,
@@ -77,29 +77,32 @@ def aggregate(place: Place, metric: str, role: str = "", audit: str = "") -> Fac
 
 def _spread_of(rows: list[LayerRow], metric: str, kind: str) -> Fact:
     values = [value for row in rows if (value := usable(row, metric, kind)) is not None]
-    facts: Fact = {"matrices": len(rows), "counted": len(values), "left_out": len(rows) - len(values)}
+    spread: Fact = {"matrices": len(rows), "counted": len(values), "left_out": len(rows) - len(values)}
     if values:
-        facts |= {"mean": fmean(values), "median": median(values), "min": min(values), "max": max(values)}
-    return facts
+        spread |= {"mean": fmean(values), "median": median(values), "min": min(values), "max": max(values)}
+    return spread
 
 
 @function(audit=AUDIT)
 def health(place: Place, audit: str = "") -> Fact:
     """The verdict on an audit (healthy, needs a look, unhealthy, no verdict), why, its worst layers, what is next."""
     name = place.audit(audit)
-    found = place.workspace.diagnosis(name).health
-    assert found is not None  # noqa: S101 - every diagnosis of an audit has one
+    health_line = place.workspace.diagnosis(name).health
+    assert health_line is not None  # noqa: S101 - every diagnosis of an audit has one
     file = place.workspace.entry(name, "audit").path.name
     return {
         "audit": name,
-        **found.to_json(),
-        "next": found.next_for(file if re.fullmatch(r"[\w.+-]+", file) else "AUDIT"),
-        "links": [place.to_audit(name), *(place.link(one.layer, links.layer(name, one.layer)) for one in found.worst)],
+        **health_line.to_json(),
+        "next": health_line.next_for(file if re.fullmatch(r"[\w.+-]+", file) else "AUDIT"),
+        "links": [
+            place.to_audit(name),
+            *(place.link(one.layer, links.layer(name, one.layer)) for one in health_line.worst),
+        ],
     }
 
 
-def _role(found: Audit, role: str) -> Fact:
-    rows = [layer.row for layer in found if layer.row.role == role]
+def _role(audit: Audit, role: str) -> Fact:
+    rows = [layer.row for layer in audit if layer.row.role == role]
     return {
         "role": role,
         "matrices": len(rows),
@@ -114,17 +117,19 @@ def spread(rows: list[LayerRow], metric: str) -> Fact:
 
 
 def _values(rows: list[LayerRow], metric: str) -> list[float]:
-    found = [usable(row, metric) for row in rows]
-    return [value for value in found if value is not None]
+    values = [usable(row, metric) for row in rows]
+    return [value for value in values if value is not None]
 
 
 @function(layer='full name, or words such as "block 3 mlp up"', audit=AUDIT)
 def layer(place: Place, layer: str = "", audit: str = "") -> Fact:
     """Every number of one matrix, beside the median of its peers (same role, same shape), and the findings on it."""
     name = place.audit(audit)
-    found = place.workspace.audit(name)
-    row = row_of(found, layer or place.screen.layer or "")
-    peers = [one.row for one in found if (one.row.role, one.row.rows, one.row.cols) == (row.role, row.rows, row.cols)]
+    measured = place.workspace.audit(name)
+    row = row_of(measured, layer or place.screen.layer or "")
+    peers = [
+        one.row for one in measured if (one.row.role, one.row.rows, one.row.cols) == (row.role, row.rows, row.cols)
+    ]
     named = place.workspace.diagnosis(name).of(row.name)
     return {
         "audit": name,
@@ -143,21 +148,21 @@ def layer(place: Place, layer: str = "", audit: str = "") -> Fact:
     }
 
 
-def row_of(found: Audit, words: str) -> LayerRow:
+def row_of(audit: Audit, words: str) -> LayerRow:
     """The one row that words mean. `UsageError` where there is none, or several."""
-    rows = rows_of(found, words)
+    rows = rows_of(audit, words)
     if len(rows) > 1:
         shown = ", ".join(row.name for row in rows[:_MOST_PEERS])
         raise UsageError(f"{len(rows)} matrices are meant by {words!r}", fix=f"choose one: {shown}")
     return rows[0]
 
 
-def rows_of(found: Audit, words: str) -> list[LayerRow]:
+def rows_of(audit: Audit, words: str) -> list[LayerRow]:
     """The rows that words mean, those that were measured where there are such. `UsageError` where there are none."""
     if not words:
         raise UsageError("which layer?", fix='give a name, or words such as "block 3 mlp up"')
-    exact = [row for row in found.rows if row.name in (words, words.removesuffix(".weight"))]
-    meant = meant_in(words, found)
+    exact = [row for row in audit.rows if row.name in (words, words.removesuffix(".weight"))]
+    meant = meant_in(words, audit)
     rows = exact or [row for row in meant.rows if row.measured] or list(meant.rows)
     if not rows:
         raise UsageError(meant.trouble or f"no matrix is meant by {words!r}", fix="`query` lists the layers")

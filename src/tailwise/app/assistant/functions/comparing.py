@@ -22,33 +22,33 @@ def compare(place: Place, before: str = "", after: str = "") -> Fact:
     """
     name = place.audit(after)
     base = base_of(place, name, before)
-    found = place.workspace.comparison(base, name)
+    comparison = place.workspace.comparison(base, name)
     ours, theirs = place.workspace.diagnosis(name), place.workspace.diagnosis(base)
     old, new = (
         {(item.code, item.pattern or item.title) for item in one.findings if not item.noted} for one in (theirs, ours)
     )
-    moved = sorted((item for item in found.roles if item.significant), key=lambda item: item.p or 0.0)
+    moved = sorted((item for item in comparison.roles if item.significant), key=lambda item: item.p or 0.0)
     return {
         "before": base,
         "after": name,
         "before_title": place.workspace.entry(base, "audit").title,
         "after_title": place.workspace.entry(name, "audit").title,
-        "identical": found.identical,
-        "conclusion": conclusion(found),
-        "layers_in_both": len(found.layers),
-        "layers_identical": sum(layer.identical for layer in found.layers),
-        "false_discovery_rate": found.level,
-        "significant_layers": {metric: _changes(place, name, found, metric) for metric in TESTED},
-        "significant_layers_in_all": {metric: len(found.significant(metric)) for metric in TESTED},
+        "identical": comparison.identical,
+        "conclusion": conclusion(comparison),
+        "layers_in_both": len(comparison.layers),
+        "layers_identical": sum(layer.identical for layer in comparison.layers),
+        "false_discovery_rate": comparison.level,
+        "significant_layers": {metric: _changes(place, name, comparison, metric) for metric in TESTED},
+        "significant_layers_in_all": {metric: len(comparison.significant(metric)) for metric in TESTED},
         "significant_roles": [{"role": item.role, "metric": item.metric, "layers": item.layers,
                                "median_change": item.median_change, "p": item.p} for item in moved[:_MOST]],
         "significant_roles_in_all": len(moved),
-        "numbers": {key: delta_fact(delta) for key, delta in found.summary.items()},
-        "structure": {"added": len(found.added), "missing": len(found.missing), "renamed": len(found.renamed),
-                      "reshaped": len(found.reshaped)},
+        "numbers": {key: delta_fact(delta) for key, delta in comparison.summary.items()},
+        "structure": {"added": len(comparison.added), "missing": len(comparison.missing),
+                      "renamed": len(comparison.renamed), "reshaped": len(comparison.reshaped)},
         "findings_new": [{"code": code, "title": title} for code, title in sorted(new - old)],
         "findings_gone": [{"code": code, "title": title} for code, title in sorted(old - new)],
-        "notes": list(found.notes),
+        "notes": list(comparison.notes),
         "links": [place.link("side by side", links.against_base(name, base)), place.to_audit(base),
                   place.to_audit(name)],
     }  # fmt: skip
@@ -70,9 +70,9 @@ def base_of(place: Place, audit: str, named: str = "") -> str:
     raise UsageError("which audit is the base?", fix=f"name one of {shown}" if shown else "audit the base model too")
 
 
-def _changes(place: Place, audit: str, found: Comparison, metric: str) -> list[Fact]:
-    names = set(found.significant(metric))
-    layers = [layer for layer in found.layers if layer.name in names]
+def _changes(place: Place, audit: str, comparison: Comparison, metric: str) -> list[Fact]:
+    names = set(comparison.significant(metric))
+    layers = [layer for layer in comparison.layers if layer.name in names]
     layers.sort(key=lambda layer: -abs(layer.deltas[metric].z or 0.0))
     return [
         {

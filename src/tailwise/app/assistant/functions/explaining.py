@@ -12,10 +12,10 @@ from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.assistant.glossary import ALIASES, TERMS
 from tailwise.app.workspace import links
 from tailwise.core.errors import UsageError
-from tailwise.judging.diagnosis.rule import RULES, Rule
-from tailwise.judging.diagnosis.thresholds import TABLE
+from tailwise.judging.diagnosis.rule import RULES
+from tailwise.judging.rules import Rule
 from tailwise.spectrum.metrics.metric import METRICS
-from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule
+from tailwise.training.alarm_rule import ALARM_RULES
 
 
 @function(topic="name of a metric, a chart or a term, or the code of a rule or alarm such as TW101")
@@ -31,9 +31,9 @@ def explain(place: Place, topic: str) -> Fact:
 
 def named(words: str) -> str | None:
     """The name of what words call, or None."""
-    said = words.strip().strip("`'\"?.!").strip()
+    asked = words.strip().strip("`'\"?.!").strip()
     folded = {name.lower(): name for name in topics()}
-    for form in (said.lower(), said.lower().replace(" ", "_"), said.lower().replace("-", "_")):
+    for form in (asked.lower(), asked.lower().replace(" ", "_"), asked.lower().replace("-", "_")):
         if form in folded:
             return folded[form]
         if form in ALIASES:
@@ -58,14 +58,14 @@ def charts() -> Mapping[str, Any]:
 
 def _described(name: str) -> Fact:
     if name in METRICS:
-        found = METRICS[name]
+        metric = METRICS[name]
         limits = {"bands": TERMS["bands"].meaning} if name == "alpha" else {}
-        return {"kind": "metric", "summary": found.summary, "formula": found.formula, "unit": found.unit,
-                "source": found.source, **limits}  # fmt: skip
+        return {"kind": "metric", "summary": metric.summary, "formula": metric.formula, "unit": metric.unit,
+                "source": metric.source, **limits}  # fmt: skip
     if name in RULES:
-        return _rule("rule", RULES[name]) | {"thresholds": _thresholds(name)}
+        return _rule("rule", RULES[name])
     if name in ALARM_RULES:
-        return _rule("alarm", ALARM_RULES[name]) | {"thresholds": _alarm_thresholds(name)}
+        return _rule("alarm", ALARM_RULES[name])
     if name in TERMS:
         return {"kind": "term", "summary": TERMS[name].meaning, "source": TERMS[name].source}
     chart = charts()[name]
@@ -74,26 +74,16 @@ def _described(name: str) -> Fact:
             "note": chart.guidance.note}  # fmt: skip
 
 
-def _rule(kind: str, found: Rule | AlarmRule) -> Fact:
-    return {"kind": kind, "title": found.title, "summary": found.summary, "severity": found.severity,
-            "strength_of_rule": found.strength, "needs": list(found.needs), "causes": list(found.causes),
-            "remedies": list(found.remedies), "in_code": [f"tailwise.remedies.{name}" for name in found.functions],
-            "references": list(found.references)}  # fmt: skip
-
-
-def _thresholds(code: str) -> list[Fact]:
-    return [{"name": item.name, "value": item.value, "unit": item.unit, "reason": item.reason}
-            for item in TABLE if code in item.rules]  # fmt: skip
-
-
-def _alarm_thresholds(code: str) -> list[Fact]:
-    from tailwise.training import alarm_limits
-
-    return [{"name": item.name, "value": item.value, "unit": item.unit, "reason": item.reason}
-            for item in alarm_limits.TABLE if code in item.rules]  # fmt: skip
+def _rule(kind: str, rule: Rule[Any, Any]) -> Fact:
+    return {"kind": kind, "title": rule.title, "summary": rule.summary, "severity": rule.severity,
+            "strength_of_rule": rule.strength, "needs": list(rule.needs), "causes": list(rule.causes),
+            "remedies": list(rule.remedies), "in_code": [f"tailwise.remedies.{name}" for name in rule.functions],
+            "references": list(rule.references), "thresholds": [
+                {"name": item.name, "value": item.value, "unit": item.unit, "reason": item.reason}
+                for item in rule.thresholds]}  # fmt: skip
 
 
 def codes_in(text: str) -> list[str]:
     """Codes of rules and alarms that a text names and that there are."""
-    found = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,}\d{3}\b", text)]
-    return [code for code in dict.fromkeys(found) if code in RULES or code in ALARM_RULES]
+    codes = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,}\d{3}\b", text)]
+    return [code for code in dict.fromkeys(codes) if code in RULES or code in ALARM_RULES]

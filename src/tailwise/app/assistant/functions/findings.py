@@ -19,22 +19,22 @@ _MOST_EVIDENCE = 6
 def diagnose(place: Place, layer: str = "", audit: str = "") -> Fact:
     """What the rules found in an audit, worst first, with the numbers, causes, remedies and the strength of each rule.
 
-    Also which rules could not look, and what would let them.
+    Also which rules were not evaluated, and what would let them.
     """
     name = place.audit(audit)
-    found = place.workspace.diagnosis(name)
+    diagnosis = place.workspace.diagnosis(name)
     wanted = [row.name for row in rows_of(place.workspace.audit(name), layer)] if layer else []
-    findings = [item for item in found.findings if not layer or set(item.layers) & set(wanted)]
+    findings = [item for item in diagnosis.findings if not layer or set(item.layers) & set(wanted)]
     return {
         "audit": name,
         **({"of_layers": wanted[:_MOST_LAYERS], "of_layers_in_all": len(wanted)} if layer else {}),
         "findings": [finding_fact(place, name, item, wanted) for item in findings],
-        "findings_in_all": len(found.findings),
-        "rules_that_looked": len(found.looked),
-        "not_looked": _blind(found),
+        "findings_in_all": len(diagnosis.findings),
+        "rules_that_looked": len(diagnosis.looked),
+        "not_looked": _blind(diagnosis),
         "not_evaluated": [
             {"code": item.code, "reason": item.reason, "layers": list(item.layers[:_MOST_LAYERS])}
-            for item in found.not_evaluated
+            for item in diagnosis.not_evaluated
         ],
         "links": [place.to_audit(name)],
     }
@@ -44,9 +44,9 @@ def diagnose(place: Place, layer: str = "", audit: str = "") -> Fact:
 def worst_layers(place: Place, audit: str = "", limit: int = 8) -> Fact:
     """The layers that findings name, the worst severity first, then the number of findings."""
     name = place.audit(audit)
-    found = place.workspace.diagnosis(name)
+    diagnosis = place.workspace.diagnosis(name)
     named: dict[str, list[Finding]] = {}
-    for item in found.findings:
+    for item in diagnosis.findings:
         for one in item.layers:
             named.setdefault(one, []).append(item)
     ranked = sorted(named, key=lambda one: [-_count(named[one], severity) for severity in reversed(SEVERITIES)])
@@ -61,8 +61,8 @@ def worst_layers(place: Place, audit: str = "", limit: int = 8) -> Fact:
         ],
         "named_in_all": len(named),
         "measured": len(place.workspace.audit(name)),
-        "worst": found.worst,
-        "rules_that_could_not_look": len(found.not_looked),
+        "worst": diagnosis.worst,
+        "rules_that_could_not_look": len(diagnosis.not_looked),
         "links": [place.link("its layers", links.layers(name))],
     }  # fmt: skip
 
@@ -102,5 +102,5 @@ def finding_fact(place: Place, audit: str, finding: Finding, of: Sequence[str] =
     }  # fmt: skip
 
 
-def _blind(found: Diagnosis) -> list[Fact]:
-    return [{"code": item.code, "title": item.title, "reason": item.reason} for item in found.not_looked]
+def _blind(diagnosis: Diagnosis) -> list[Fact]:
+    return [{"code": item.code, "title": item.title, "reason": item.reason} for item in diagnosis.not_looked]

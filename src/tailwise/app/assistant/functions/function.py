@@ -94,7 +94,7 @@ def function(**texts: str) -> Callable[[Callable[..., Fact]], Callable[..., Fact
             "additionalProperties": False,
         }  # fmt: skip
         name, summary = call.__name__.rstrip("_"), " ".join((inspect.getdoc(call) or "").split())
-        FUNCTIONS.add(name, Function(name, summary, parameters, call))
+        FUNCTIONS.add(name, Function(name, summary, parameters, call), by=call.__module__)
         return call
 
     return register

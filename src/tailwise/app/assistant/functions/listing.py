@@ -13,22 +13,22 @@ _MOST = 60
 @function(kind="audits, plans or runs; all of them where it is left out")
 def list_(place: Place, kind: str = "") -> Fact:
     """List the audits, compression plans and training runs that can be asked about, the newest first."""
-    found: Fact = {"on_screen": {key: value for key, value in vars(place.screen).items() if value}}
+    listed: Fact = {"on_screen": {key: value for key, value in vars(place.screen).items() if value}}
     pages = []
     if kind in ("", "audits", "audit"):
         entries = place.workspace.entries("audit")
-        found["audits"] = [{"audit": item.id, "title": item.title} for item in entries[:_MOST]]
-        found["audits_in_all"] = len(entries)
+        listed["audits"] = [{"audit": item.id, "title": item.title} for item in entries[:_MOST]]
+        listed["audits_in_all"] = len(entries)
         pages.append(place.link("all models", links.models()))
     if kind in ("", "plans", "plan"):
         entries = place.workspace.entries("plan")
-        found["plans"] = [{"plan": item.id, "title": item.title} for item in entries[:_MOST]]
-        found["plans_in_all"] = len(entries)
+        listed["plans"] = [{"plan": item.id, "title": item.title} for item in entries[:_MOST]]
+        listed["plans_in_all"] = len(entries)
         pages.append(place.link("all plans", links.plans()))
     if kind in ("", "runs", "run"):
-        found |= _runs(place)
+        listed |= _runs(place)
         pages.append(place.link("all runs", links.training()))
-    return {**found, "links": pages}
+    return {**listed, "links": pages}
 
 
 def _runs(place: Place) -> Fact:

@@ -54,17 +54,17 @@ def draft_plan(place: Place, kind: str, amount: float, audit: str = "", allocato
     """Make a plan from an audit alone, to look at; it is not kept and was not tried on text."""
     check_kind(kind)
     name = place.audit(audit)
-    found = place.workspace.audit(name)
+    measured = place.workspace.audit(name)
     if kind == "prune":
         from tailwise.compression.making.make import plan_prune
         from tailwise.compression.making.request import Request
 
-        made = plan_prune(found, Request(amount, allocator))
+        made = plan_prune(measured, Request(amount, allocator))
     else:
         from tailwise.compression.making.make import plan_quantize
         from tailwise.compression.making.request import QuantizeRequest
 
-        made = plan_quantize(found, QuantizeRequest(bits=amount, formats=FORMATS, allocator=allocator))
+        made = plan_quantize(measured, QuantizeRequest(bits=amount, formats=FORMATS, allocator=allocator))
     untried = "not tried on text: `tailwise plan … --calibration TEXT` measures what a plan costs"
     return {"audit": name, "kept": False, "limit": untried, **plan_fact(made), "links": [place.to_audit(name)]}
 
@@ -79,7 +79,7 @@ def check_kind(kind: str) -> None:
 def plans_for(place: Place, audit: str = "", kind: str = "") -> Fact:
     """The plans of the workspace that were made for exactly the weights of an audit, the newest first."""
     name = place.audit(audit)
-    fingerprint, found, failed = place.workspace.audit(name).provenance.fingerprint, [], 0
+    fingerprint, plans, failed = place.workspace.audit(name).provenance.fingerprint, [], 0
     entries = place.workspace.entries("plan")
     for entry in entries[:_LOOKED]:
         try:
@@ -88,33 +88,33 @@ def plans_for(place: Place, audit: str = "", kind: str = "") -> Fact:
             failed += 1
             continue
         if made.fingerprint == fingerprint and kind in ("", *made.kind.split("+")):
-            found.append({"plan": entry.id, "title": entry.title, "kind": made.kind, "allocator": made.allocator,
+            plans.append({"plan": entry.id, "title": entry.title, "kind": made.kind, "allocator": made.allocator,
                           "operator": made.operator, "amount": made.amount_words, "was_tried": bool(made.tried),
                           "links": [place.link(entry.title, links.plan(entry.id))]})  # fmt: skip
-    return {"audit": name, "plans": found[:_MOST], "plans_in_all": len(found), "looked_at": min(len(entries), _LOOKED),
+    return {"audit": name, "plans": plans[:_MOST], "plans_in_all": len(plans), "looked_at": min(len(entries), _LOOKED),
             "unreadable": failed, "links": [place.link("all plans", links.plans())]}  # fmt: skip
 
 
-def plan_fact(found: Plan) -> Fact:
+def plan_fact(plan: Plan) -> Fact:
     """What a plan says, without most of its entries."""
-    roles = dict.fromkeys(decision.role for decision in found)
-    by_amount = sorted(found, key=lambda item: (_amount(item), item.tensor))
+    roles = dict.fromkeys(decision.role for decision in plan)
+    by_amount = sorted(plan, key=lambda item: (_amount(item), item.tensor))
     return {
-        "kind": found.kind,
-        "operator": found.operator,
-        "allocator": found.allocator,
-        "model": found.model,
-        "amount": found.amount_words,
-        "budget": {key: value for key, value in found.budget.items() if isinstance(value, int | float | str)},
-        "tensors": len(found),
-        "parameters": found.n_params,
-        "roles": [{"role": role, **_of([item for item in found if item.role == role])} for role in roles],
+        "kind": plan.kind,
+        "operator": plan.operator,
+        "allocator": plan.allocator,
+        "model": plan.model,
+        "amount": plan.amount_words,
+        "budget": {key: value for key, value in plan.budget.items() if isinstance(value, int | float | str)},
+        "tensors": len(plan),
+        "parameters": plan.n_params,
+        "roles": [{"role": role, **_of([item for item in plan if item.role == role])} for role in roles],
         "least": [_entry(item) for item in by_amount[:_MOST]],
         "most": [_entry(item) for item in by_amount[: -_MOST - 1 : -1]],
-        "tried": [_tried(item) for item in found.tried[:_MOST]],
-        "tried_in_all": len(found.tried),
-        "was_tried": bool(found.tried),
-        "notes": list(found.notes[:6]),
+        "tried": [_tried(item) for item in plan.tried[:_MOST]],
+        "tried_in_all": len(plan.tried),
+        "was_tried": bool(plan.tried),
+        "notes": list(plan.notes[:6]),
     }  # fmt: skip
 
 
@@ -124,18 +124,18 @@ def _amount(item: Decision) -> float:
 
 def _of(items: list[Decision]) -> Fact:
     total = sum(item.n_params for item in items)
-    facts: Fact = {"tensors": len(items)}
+    totals: Fact = {"tensors": len(items)}
     if any(item.sparsity is not None for item in items):
-        facts["sparsity"] = sum(item.removed for item in items) / total if total else 0.0
+        totals["sparsity"] = sum(item.removed for item in items) / total if total else 0.0
     if formats := dict.fromkeys(item.format for item in items if item.format):
-        facts |= {"formats": list(formats)[:6], "bits": mean_bits([item for item in items if item.format])}
-    return facts
+        totals |= {"formats": list(formats)[:6], "bits": mean_bits([item for item in items if item.format])}
+    return totals
 
 
 def _entry(item: Decision) -> Fact:
-    said: dict[str, Any] = {"tensor": item.tensor, "role": item.role, "block": item.block, "sparsity": item.sparsity,
-                            "format": item.format, "rank": item.rank, "reason": item.reason}  # fmt: skip
-    return {key: value for key, value in said.items() if value not in (None, "")}
+    entry: dict[str, Any] = {"tensor": item.tensor, "role": item.role, "block": item.block, "sparsity": item.sparsity,
+                             "format": item.format, "rank": item.rank, "reason": item.reason}  # fmt: skip
+    return {key: value for key, value in entry.items() if value not in (None, "")}
 
 
 def _tried(item: Any) -> Fact:

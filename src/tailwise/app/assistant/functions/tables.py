@@ -44,19 +44,19 @@ def query(  # noqa: PLR0913, PLR0917 - a table has as many
         rows = [row for row in rows if any(key not in FACTS for key in row)]
     _check(wanted, rows)
     text = filter_of(where)
-    found = select(rows, Query(text, sort, descending, size=max(1, min(limit, _MOST))))
+    page = select(rows, Query(text, sort, descending, size=max(1, min(limit, _MOST))))
     shown = {
         key: value for key, value in {"q": text, "sort": sort, "down": "true" if descending else ""}.items() if value
     }
     return {
         "audit": name,
         "columns": wanted,
-        "layers": [{column: row.get(column) for column in wanted} for row in found.records],
-        "matching": found.total,
-        "of": found.of,
+        "layers": [{column: row.get(column) for column in wanted} for row in page.records],
+        "matching": page.total,
+        "of": page.of,
         "links": [place.link("its layers", links.layers(name, **shown))]
         + [chart_of(name, column).to_json() for column in wanted if column in METRICS][:_MOST_LINKS]
-        + [place.link(row["name"], links.layer(name, row["name"])) for row in found.records[:_MOST_LINKS]],
+        + [place.link(row["name"], links.layer(name, row["name"])) for row in page.records[:_MOST_LINKS]],
     }
 
 

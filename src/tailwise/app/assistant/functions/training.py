@@ -20,6 +20,8 @@ _MOST_LAYERS = 8
 @function(run="name of a run, from `list`; the one on screen where it is left out")
 def training(place: Place, run: str = "") -> Fact:
     """A training run: its steps, its alarms, and how loss and spectral means moved from the first step to the last."""
+    from tailwise.app.arriving import arriving  # of the history, which takes SQLAlchemy
+
     history = place.workspace.history
     name = run or place.screen.run or ""
     runs = {item.name: item for item in history.runs()}
@@ -32,8 +34,9 @@ def training(place: Place, run: str = "") -> Fact:
     summary = runs[name].to_json()
     return {
         "run": name,
+        "state": arriving(runs[name]),
         **{key: summary[key] for key in ("points", "audits", "first_step", "last_step")},
-        "alarms": [_alarm(place, kept) for kept in alarms[-_MOST:][::-1]],
+        "alarms": [_alarm(place, alarm) for alarm in alarms[-_MOST:][::-1]],
         "alarms_in_all": len(alarms),
         **({} if alarms else {"no_alarm": history.no_alarm(name)}),
         "means": {metric: moved for metric in _TOLD if metric in metrics and (moved := _means(history, name, metric))},
@@ -59,20 +62,20 @@ def _means(history: History, run: str, metric: str) -> Fact:
     steps = table["step"].to_pylist()
     ends = {"first": min(steps), "last": max(steps)}
     values = table[metric].to_pylist()
-    found: Fact = {}
+    means: Fact = {}
     for end, step in ends.items():
         here = [value for at, value in zip(steps, values, strict=True) if at == step and value is not None]
-        found |= {f"{end}_step": step, end: sum(here) / len(here), f"{end}_layers": len(here)}
-    return found
+        means |= {f"{end}_step": step, end: sum(here) / len(here), f"{end}_layers": len(here)}
+    return means
 
 
 def _scalars(history: History, run: str) -> Fact:
     table = history.scalars(run)
     steps = table["step"].to_pylist()
-    found: Fact = {}
+    scalars: Fact = {}
     for name in [name for name in ("loss", "eval_loss", "lr") if name in table.column_names]:
         pairs = [(at, value) for at, value in zip(steps, table[name].to_pylist(), strict=True) if value is not None]
         if pairs:
-            found[name] = {"first_step": pairs[0][0], "first": pairs[0][1], "last_step": pairs[-1][0],
-                           "last": pairs[-1][1], "lowest": min(value for _, value in pairs)}  # fmt: skip
-    return found
+            scalars[name] = {"first_step": pairs[0][0], "first": pairs[0][1], "last_step": pairs[-1][0],
+                             "last": pairs[-1][1], "lowest": min(value for _, value in pairs)}  # fmt: skip
+    return scalars

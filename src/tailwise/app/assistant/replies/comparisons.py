@@ -75,21 +75,21 @@ def _layers(fact: Fact, after: str) -> list[str]:
 
 
 def _roles(fact: Fact) -> list[str]:
-    found = [f"{item['role']} {escape(item['metric'])} (median {signed(item['median_change'])}, p {num(item['p'], 2)})"
+    lines = [f"{item['role']} {escape(item['metric'])} (median {signed(item['median_change'])}, p {num(item['p'], 2)})"
              for item in fact["significant_roles"][:4]]  # fmt: skip
     total = fact["significant_roles_in_all"]
-    return [f"- Roles that moved together: {listed(found, 4, total)}."] if found else []
+    return [f"- Roles that moved together: {listed(lines, 4, total)}."] if lines else []
 
 
 def _numbers(fact: Fact) -> list[str]:
-    said = [f"{escape(name)} {num(item['before'])} → {num(item['after'])}" for name in _NUMBERS
-            if (item := fact["numbers"].get(name)) and "change" in item]  # fmt: skip
-    return [f"- Means: {listed(said)}."] if said else []
+    changes = [f"{escape(name)} {num(item['before'])} → {num(item['after'])}" for name in _NUMBERS
+               if (item := fact["numbers"].get(name)) and "change" in item]  # fmt: skip
+    return [f"- Means: {listed(changes)}."] if changes else []
 
 
 def _structure(fact: Fact) -> list[str]:
-    said = [f"{number} {word}" for word, number in fact["structure"].items() if number]
-    return [f"- Structure: {listed(said)}."] if said else []
+    counts = [f"{number} {word}" for word, number in fact["structure"].items() if number]
+    return [f"- Structure: {listed(counts)}."] if counts else []
 
 
 def _findings(fact: Fact) -> list[str]:

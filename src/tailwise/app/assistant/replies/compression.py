@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import shlex
 
-from tailwise.app.assistant.advice import PRUNED, QUANTIZED
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.markdown import escape, link, prose
 from tailwise.app.assistant.replies.question import Question
 from tailwise.app.assistant.words import count, listed, num, share
 from tailwise.app.workspace import links
+
+#: Held against docs/evidence.md by a test.
+PRUNED: Fact = {
+    "question": "do plans by alpha prune better than uniform?",
+    "model": "pycode-8m", "operator": "magnitude", "sparsity": 0.7,
+    "perplexity": {"dense": 24.57, "uniform": 40.3, "alpha block": 490.4, "owl": 33.44, "auto": 31.06},
+    "cells": 24, "auto_lowest": 22, "auto_worse_than_uniform_beyond_noise": 0,
+    "source": "docs/evidence.md",
+}  # fmt: skip
+QUANTIZED: Fact = {
+    "question": "what do few bits cost?",
+    "model": "pycode-8m", "operator": "rtn", "allocator": "uniform",
+    "perplexity": {"dense": 24.57, "at 4.5 bits": 24.78, "at 3.5 bits": 25.35, "at 3 bits": 26.36,
+                   "at 2.5 bits": 29.45},
+    "bits": [4.5, 3.5, 3, 2.5],
+    "cells_at_3_5_bits_and_below": 12, "auto_better_than_uniform_there": 11, "auto_worse_than_uniform_beyond_noise": 0,
+    "source": "docs/evidence.md",
+}  # fmt: skip
 
 
 def prune(question: Question) -> str:
@@ -18,7 +35,7 @@ def prune(question: Question) -> str:
     fact = question.ask("audit", audit=name)
     question.facts.append(PRUNED)
     at, sparsity = PRUNED["perplexity"], PRUNED["sparsity"]
-    said = [
+    lines = [
         "The audit cannot say: **alpha does not tell which layers can be spared.** That was measured. On "
         f"{PRUNED['model']}, {share(sparsity)} pruned by {PRUNED['operator']}, perplexity went from {at['dense']} to "
         f"{at['uniform']} with the same amount everywhere, to {at['alpha block']} with a plan by alpha, and to "
@@ -31,17 +48,17 @@ def prune(question: Question) -> str:
                    f"tailwise evaluate pruned --against {_model(fact)} --text TEXT"]),
     ]  # fmt: skip
     question.facts.append({"commands": {"sparsity": 0.5}})
-    return "\n\n".join(said)
+    return "\n\n".join(lines)
 
 
 def quantize(question: Question) -> str:
     """Whether few bits will do."""
     name = question.audit()
-    fact, found = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
+    fact, diagnosis = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
     question.facts.append(QUANTIZED)
     question.facts.append({"commands": {"bits": 4.5}})
     at = QUANTIZED["perplexity"]
-    jumps = [item for item in found["findings"] if item["code"] in ("TW401", "TW205", "TW601")]
+    jumps = [item for item in diagnosis["findings"] if item["code"] in ("TW401", "TW205", "TW601")]
     warned = [f"Findings that bear on it: {listed([_found(item) for item in jumps])}."] if jumps else []
     return "\n\n".join([
         "The audit alone cannot say: what a format costs depends on the values and on the inputs, and is measured. On "
@@ -73,13 +90,13 @@ def one_plan(question: Question) -> str:
 
 
 def _plans(question: Question, audit: str, kind: str) -> list[str]:
-    found = question.ask("plans_for", audit=audit, kind=kind)
-    if not found["plans"]:
+    plans = question.ask("plans_for", audit=audit, kind=kind)
+    if not plans["plans"]:
         return [f"There is no plan to {kind} these weights here yet."]
-    newest = found["plans"][0]
+    newest = plans["plans"][0]
     fact = question.ask("plan", plan=newest["plan"])
     return [
-        f"Here for these weights: {count(found['plans_in_all'], 'plan')} to {kind}. The newest is "
+        f"Here for these weights: {count(plans['plans_in_all'], 'plan')} to {kind}. The newest is "
         f"{link(newest['title'], links.plan(newest['plan']))} ({escape(fact['allocator'])}, {escape(fact['amount'])}). "
         f"{_extremes(fact)} {_trial(fact)}"
     ]

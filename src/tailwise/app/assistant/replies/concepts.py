@@ -67,28 +67,34 @@ def _found_here(question: Question, code: str) -> str:
         name = question.audit()
     except TailwiseError:
         return ""
-    found = question.ask("diagnose", audit=name)
+    diagnosis = question.ask("diagnose", audit=name)
     title = link(question.place.workspace.entry(name, "audit").title, links.model(name))
-    for item in found["findings"]:
+    for item in diagnosis["findings"]:
         if item["code"] == code:
             shown = [link(one, links.layer(name, one)) for one in item["layers"]]
             where = f" Layers: {listed(shown, 5, item['layers_in_all'])}." if shown else ""
             return f"\n\nIn {title} it found: {prose(item['message'])}{where}"
-    for item in found["not_looked"]:
+    for item in diagnosis["not_looked"]:
         if item["code"] == code:
-            return f"\n\nIn {title} it could not look: {prose(item['reason'])}."
+            return f"\n\nIn {title} it was not evaluated: {prose(item['reason'])}."
     return f"\n\nIn {title} it found nothing."
 
 
-def reading(question: Question, found: ValueMeaning) -> str:
+def reading(question: Question, value_meaning: ValueMeaning) -> str:
     """What some value is said to mean, and where to look."""
-    question.facts.append({"reading": found.title, "meaning": found.meaning, "source": found.source})
-    see = [link(name, links.explain(name)) for name in found.see]
+    question.facts.append(
+        {"reading": value_meaning.title, "meaning": value_meaning.meaning, "source": value_meaning.source}
+    )
+    see = [link(name, links.explain(name)) for name in value_meaning.see]
     more = f" See {listed(see, 4)}." if see else ""
     # Names of numbers stay as they are: a capital τ is a T, and there is no DetX.
-    first = found.title.split()[0]
-    title = escape(found.title[:1].upper() + found.title[1:] if first.isascii() and first.islower() else found.title)
-    return f"**{title}**: {found.meaning} (Source: {prose(found.source)}.){more}"
+    first = value_meaning.title.split()[0]
+    title = escape(
+        value_meaning.title[:1].upper() + value_meaning.title[1:]
+        if first.isascii() and first.islower()
+        else value_meaning.title
+    )
+    return f"**{title}**: {value_meaning.meaning} (Source: {prose(value_meaning.source)}.){more}"
 
 
 def ends(question: Question) -> str:

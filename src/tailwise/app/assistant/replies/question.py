@@ -63,7 +63,7 @@ class Question:
 
     def mentioned(self) -> list[str]:
         """Audits that the question names by title or identity, in the order of the words."""
-        found: dict[str, int] = {}
+        place_of: dict[str, int] = {}
         for entry in self.place.workspace.entries("audit"):
             names = {entry.id, entry.title, entry.title.rsplit("/", 1)[-1]}
             places = [
@@ -72,8 +72,8 @@ class Question:
                 if len(name) > 2 and name.lower() not in _ORDINARY and (at := _at(self.lower, name)) >= 0
             ]
             if places:
-                found[entry.id] = min(places)
-        return sorted(found, key=lambda name: found[name])
+                place_of[entry.id] = min(places)
+        return sorted(place_of, key=lambda name: place_of[name])
 
     def titled(self, words: str) -> str | None:
         """The audit of exactly that identity or title, in small letters."""

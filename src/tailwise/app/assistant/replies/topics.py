@@ -34,9 +34,9 @@ def topic_of(question: Question) -> tuple[str, ...]:
 def topic(question: Question) -> str:
     """What each of the rules said of the audit."""
     name = question.audit()
-    found = question.ask("diagnose", audit=name)
-    findings = {item["code"]: item for item in found["findings"]}
-    blind = {item["code"]: item for item in found["not_looked"]}
+    diagnosis = question.ask("diagnose", audit=name)
+    findings = {item["code"]: item for item in diagnosis["findings"]}
+    blind = {item["code"]: item for item in diagnosis["not_looked"]}
     lines = []
     for code in topic_of(question):
         what = question.ask("explain", topic=code)
@@ -47,7 +47,7 @@ def topic(question: Question) -> str:
             severity = {"info": "note"}.get(findings[code]["severity"], findings[code]["severity"])
             lines.append(f"{head} found, as {severity}: {prose(findings[code]['message'])}{where}")
         elif code in blind:
-            lines.append(f"{head} could not look: {prose(blind[code]['reason'])}.")
+            lines.append(f"{head} was not evaluated: {prose(blind[code]['reason'])}.")
         else:
             lines.append(f"{head} found nothing.")
     title = link(question.place.workspace.entry(name, "audit").title, links.model(name))

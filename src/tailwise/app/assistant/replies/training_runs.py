@@ -17,7 +17,8 @@ def training(question: Question) -> str:
     fact = question.ask("training", run=run_in(question))
     head = (
         f"{link(fact['run'], links.run(fact['run']))}: {count(fact['points'], 'point')}, "
-        f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}."
+        f"{count(fact['audits'], 'audit')}; steps {num(fact['first_step'])} to {num(fact['last_step'])}; "
+        f"{fact['state']}."
     )
     lines = [_alarm(item) for item in fact["alarms"][:_MOST]]
     alarms = (f"{count(fact['alarms_in_all'], 'alarm')}, the latest first:\n\n" + "\n".join(lines) if lines
@@ -39,8 +40,8 @@ def run_in(question: Question) -> str:
         runs = [item.name for item in question.place.workspace.history.runs()]
     except TailwiseError:
         return ""  # the function says why
-    found = [name for name in runs if len(name) > 1 and name.lower() in question.lower]
-    return max(found, key=len, default="")
+    named_runs = [name for name in runs if len(name) > 1 and name.lower() in question.lower]
+    return max(named_runs, key=len, default="")
 
 
 def _alarm(item: Fact) -> str:

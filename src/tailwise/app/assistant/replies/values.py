@@ -36,14 +36,14 @@ def number(question: Question, metric: str) -> str:
         if fact["metrics"].get(metric) is None:
             why = fact["reason"] or "the audit does not have it"
             raise CannotAnswerError(f"{meant.rows[0].name} has no {metric}: {why}")
-        said = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
+        words = alpha(fact["metrics"]) if metric == "alpha" else f"{escape(metric)} is {num(fact['metrics'][metric])}"
         peers = fact["peers"].get(metric)
         beside = (
             f" The median of the {peers['n']} matrices of this role and shape is {num(peers['median'])}."
             if peers
             else ""
         )
-        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {said}.{beside}"
+        return f"{link(meant.rows[0].name, links.layer(name, meant.rows[0].name))}: {words}.{beside}"
     names = {row.name for row in meant.rows}
     condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
     fact = question.ask("query", audit=name, columns=f"role,block,{metric}", where=condition, limit=50)
@@ -53,12 +53,12 @@ def number(question: Question, metric: str) -> str:
 
 
 def _common(rows: tuple[object, ...]) -> list[tuple[str, object]]:
-    found = []
+    common = []
     for column in ("block", "role"):
         values = {getattr(row, column) for row in rows}
         if len(values) == 1 and None not in values:
-            found.append((column, values.pop()))
-    return found
+            common.append((column, values.pop()))
+    return common
 
 
 def metric_here(question: Question, metric: str) -> str:
@@ -123,8 +123,8 @@ def _counted(item: Fact, how: str) -> str:
 
 
 def _findings_counted(fact: Fact) -> str:
-    found = fact["findings"]
-    kinds = count(found["error"], "error"), count(found["warning"], "warning"), count(found["info"], "note")
+    findings = fact["findings"]
+    kinds = count(findings["error"], "error"), count(findings["warning"], "warning"), count(findings["info"], "note")
     return f"{kinds[0]}, {kinds[1]} and {kinds[2]}."
 
 

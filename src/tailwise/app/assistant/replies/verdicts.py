@@ -32,19 +32,19 @@ def overview(question: Question) -> str:
 
 def _overview(question: Question) -> str:
     name = question.audit()
-    fact, found = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
+    fact, diagnosis = question.ask("audit", audit=name), question.ask("diagnose", audit=name)
     numbers, findings = fact["numbers"], fact["findings"]
-    said = [f"{link(fact['title'], links.model(name))}: {count(fact['matrices'], 'matrix', 'matrices')} measured, "
-            f"{num(fact['parameters'])} parameters, {count(fact['blocks'], 'block')}."]  # fmt: skip
-    said.append(_counts(findings))
-    said += [_one_line(item) for item in found["findings"][:_MOST]]
+    lines = [f"{link(fact['title'], links.model(name))}: {count(fact['matrices'], 'matrix', 'matrices')} measured, "
+             f"{num(fact['parameters'])} parameters, {count(fact['blocks'], 'block')}."]  # fmt: skip
+    lines.append(_counts(findings))
+    lines += [_one_line(item) for item in diagnosis["findings"][:_MOST]]
     if numbers.get("mean_alpha") is not None:
         within = f"{share(numbers['share_2_4'])} of them lie between 2 and 4"
-        said.append(f"Mean alpha is {num(numbers['mean_alpha'])} over {num(numbers['trusted_fits'])} trusted fits "
+        lines.append(f"Mean alpha is {num(numbers['mean_alpha'])} over {num(numbers['trusted_fits'])} trusted fits "
                     f"({fact['recipe']['estimator']} estimator); {within}. A mean over roles describes the spectra; it "
                     "is no measure of how good the model is.")  # fmt: skip
         question.facts.append({"well_fit": [2, 4]})
-    return "\n\n".join([*said, *_blind(found)])
+    return "\n\n".join([*lines, *_blind(diagnosis)])
 
 
 def _counts(findings: Fact) -> str:
@@ -65,16 +65,16 @@ def _head(item: Fact) -> str:
             f"({_SEVERITY[item['severity']]}; evidence for the rule: {item['strength_of_rule']})")  # fmt: skip
 
 
-def _blind(found: Fact) -> list[str]:
+def _blind(diagnosis: Fact) -> list[str]:
     left = [
         f"{item['code']} left out {listed([f'`{one}`' for one in item['layers']], 3)}: {prose(item['reason'])}."
-        for item in found["not_evaluated"]
+        for item in diagnosis["not_evaluated"]
     ]
-    if not found["not_looked"]:
+    if not diagnosis["not_looked"]:
         return left
-    reasons = [f"{item['code']} ({prose(item['reason'])})" for item in found["not_looked"]]
-    blind = count(len(reasons), "rule")
-    return [f"{blind} could not look, which is not the same as fine: {listed(reasons, 3)}.", *left]
+    reasons = [f"{item['code']} ({prose(item['reason'])})" for item in diagnosis["not_looked"]]
+    blind = count(len(reasons), "rule") + (" was" if len(reasons) == 1 else " were")
+    return [f"{blind} not evaluated, which is not the same as fine: {listed(reasons, 3)}.", *left]
 
 
 def why(question: Question) -> str:
@@ -87,36 +87,36 @@ def why(question: Question) -> str:
     name = question.audit()
     if len(meant.rows) == 1:
         return _one_layer(question, name, meant.rows[0].name)
-    found = question.ask("diagnose", audit=name, layer=meant.words if "block" in meant.words else question.text)
+    diagnosis = question.ask("diagnose", audit=name, layer=meant.words if "block" in meant.words else question.text)
     words = escape(meant.words)
     rows = [row for row in meant.rows if row.measured] or list(meant.rows)
     question.facts.append({"words": meant.words, "rows": [row.name for row in rows]})
     shown = [link(row.name, links.layer(name, row.name)) for row in rows]
     head = f"{words[0].upper()}{words[1:]} has {count(len(rows), 'matrix', 'matrices')}: {listed(shown, 8)}."
-    if not found["findings"]:
-        return f"{head}\n\nNo finding names any of them. {_fine(found)}"
-    return "\n\n".join([head, f"{count(len(found['findings']), 'finding')} name some of them:",
-                        *(_finding(name, item) for item in found["findings"])])  # fmt: skip
+    if not diagnosis["findings"]:
+        return f"{head}\n\nNo finding names any of them. {_fine(diagnosis)}"
+    return "\n\n".join([head, f"{count(len(diagnosis['findings']), 'finding')} name some of them:",
+                        *(_finding(name, item) for item in diagnosis["findings"])])  # fmt: skip
 
 
-def _fine(found: Fact) -> str:
-    blind = len(found["not_looked"])
-    looked = f"{count(found['rules_that_looked'], 'rule')} looked"
+def _fine(diagnosis: Fact) -> str:
+    blind = len(diagnosis["not_looked"])
+    looked = f"{count(diagnosis['rules_that_looked'], 'rule')} looked"
     return f"{looked}{f', {blind} could not' if blind else ''}; no finding means that no known pattern was seen."
 
 
 def _one_layer(question: Question, audit: str, layer: str) -> str:
     fact = question.ask("layer", audit=audit, layer=layer)
-    found = question.ask("diagnose", audit=audit, layer=layer)
+    diagnosis = question.ask("diagnose", audit=audit, layer=layer)
     block = f", block {fact['block']}" if fact["block"] is not None else ""
     head = f"{link(layer, links.layer(audit, layer))} ({fact['role']}{block}, {fact['rows']} × {fact['cols']})"
     if not fact["metrics"]:
         return f"{head} was not measured: {prose(fact['reason'] or fact['status'])}."
     numbers = _beside_peers(fact)
-    if not found["findings"]:
-        return f"{head}: no finding names it. {_fine(found)}\n\n{numbers}"
-    return "\n\n".join([f"{head} is named by {count(len(found['findings']), 'finding')}:",
-                        *(_finding(audit, item) for item in found["findings"]), numbers])  # fmt: skip
+    if not diagnosis["findings"]:
+        return f"{head}: no finding names it. {_fine(diagnosis)}\n\n{numbers}"
+    return "\n\n".join([f"{head} is named by {count(len(diagnosis['findings']), 'finding')}:",
+                        *(_finding(audit, item) for item in diagnosis["findings"]), numbers])  # fmt: skip
 
 
 def _finding(audit: str, item: Fact) -> str:
@@ -140,12 +140,12 @@ def _beside_peers(fact: Fact) -> str:
     for name in ("alpha", "alpha_hill", "stable_rank", "log_spectral_norm", "singular_entropy", "num_traps"):
         if metrics.get(name) is None:
             continue
-        said = alpha(metrics) if name == "alpha" else f"{escape(name)} {num(metrics[name])}"
+        words = alpha(metrics) if name == "alpha" else f"{escape(name)} {num(metrics[name])}"
         if name in peers and peers[name]["n"] > 1:
             beside = peers[name]
-            said += (f"; median of the {beside['n']} matrices of this role and shape {num(beside['median'])}, "
-                     f"from {num(beside['min'])} to {num(beside['max'])}")  # fmt: skip
-        lines.append(f"- {said}")
+            words += (f"; median of the {beside['n']} matrices of this role and shape {num(beside['median'])}, "
+                      f"from {num(beside['min'])} to {num(beside['max'])}")  # fmt: skip
+        lines.append(f"- {words}")
     return "Its numbers:\n\n" + "\n".join(lines)
 
 
@@ -173,23 +173,24 @@ def worst(question: Question) -> str:
 def remedies(question: Question) -> str:
     """What findings advise, the worst first."""
     name = question.audit()
-    found = question.ask("diagnose", audit=name)
-    bad = [item for item in found["findings"] if item["severity"] != "info"]
+    diagnosis = question.ask("diagnose", audit=name)
+    bad = [item for item in diagnosis["findings"] if item["severity"] != "info"]
     if not bad:
         notes = [
-            f"{link(item['code'], links.explain(item['code']))} {escape(item['title'])}" for item in found["findings"]
+            f"{link(item['code'], links.explain(item['code']))} {escape(item['title'])}"
+            for item in diagnosis["findings"]
         ]
         also = (
             f" There {'are' if len(notes) != 1 else 'is'} {count(len(notes), 'note')}: {listed(notes)}."
             if notes
             else ""
         )
-        return "\n\n".join([f"Nothing must be done: no rule found an error or a warning.{also}", *_blind(found)])
+        return "\n\n".join([f"Nothing must be done: no rule found an error or a warning.{also}", *_blind(diagnosis)])
     lines = []
     for item in bad:
         code = f" In code: {listed([escape(one) for one in item['in_code']])}." if item["in_code"] else ""
         lines.append(f"- {_head(item)}: {prose('; '.join(item['remedies']))}.{code}")
     question.facts.append({"listed": len(bad)})
-    return "\n\n".join(["In this order:", "\n".join(lines), *_blind(found),
+    return "\n\n".join(["In this order:", "\n".join(lines), *_blind(diagnosis),
                         "A remedy is what publications or theory advise for the pattern; whether it helps this model "
                         "shows an evaluation."])  # fmt: skip

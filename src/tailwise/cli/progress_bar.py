@@ -1,0 +1,146 @@
+"""Progress of an audit: a bar of bytes, matrices and time left for people, or lines of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tailwise.audits.run import Step
+
+
+class Show:
+    """Takes an audit's steps and moves the bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self.step: Step | None = None
+        self._task = bar.add_task("", total=None, detail="")
+
+    def __call__(self, step: Step) -> None:
+        """Move on."""
+        from rich.filesize import decimal
+
+        self.step = step
+        detail = f"{step.done}/{step.total} matrices  {decimal(step.bytes_done)} of {decimal(step.bytes_total)}"
+        # Work, not bytes, decides the time: a square matrix costs far more per byte than a flat one.
+        self._bar.update(self._task, completed=step.flops_done, total=step.flops_total, detail=detail)
+
+
+class Tell:
+    """Writes an audit's steps as lines of JSON on stderr."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Write one line."""
+        self.step = step
+        progress = {name: getattr(step, name) for name in ("done", "total", "bytes_done", "bytes_total", "flops_done",
+                                                           "flops_total")}  # fmt: skip
+        line = {"progress": {**progress, "matrix": None if step.row is None else step.row.name}}
+        sys.stderr.write(json.dumps(line) + "\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def shown(bar: Progress) -> Iterator[Progress]:
+    """The bar while the block runs. One that is disabled is not begun: some versions of rich end it with a line."""
+    with nullcontext() if bar.disable else bar:
+        yield bar
+
+
+class NowAndThen:
+    """What is being done and how much of it, as a line of text with the time that is left at this rate."""
+
+    def __init__(self, read: Callable[[], float] = time.monotonic) -> None:
+        self._read, self._began, self._said = read, read(), ("starting", 0.0)
+
+    def __call__(self, what: str, share: float) -> None:
+        """Take note of it; `share` is of all, from 0 to 1. Another thing that begins at 0 has a time of its own."""
+        if share < self._said[1]:
+            self._began = self._read()
+        self._said = (what, share)
+
+    def line(self) -> str:
+        """The line, of now."""
+        (what, share), spent = self._said, self._read() - self._began
+        left = f", about {clock_words(spent / share - spent)} left" if 0 < share < 1 else ""
+        return f"{100 * share:3.0f} % after {clock_words(spent)}{left}: {what}"
+
+
+def clock_words(seconds: float) -> str:
+    """`45 s`, `3:20 min`, `2:05 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+@contextmanager
+def now_and_then(*, quiet: bool, every: float = 30.0) -> Iterator[NowAndThen]:
+    """A line on stderr every `every` seconds while the block runs, also where nothing moves; none where `quiet`."""
+    told, ended = NowAndThen(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(every):
+            sys.stderr.write(f"tailwise: {told.line()}\n")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=tell, name="tailwise-progress", daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield told
+    finally:
+        ended.set()
+
+
+def last_part(name: str) -> str:
+    """A model at a place, by the last part of it."""
+    return Path(name).name
+
+
+@contextmanager
+def counted(label: Callable[[str], str] = str) -> Iterator[Callable[[str, int, int], None]]:
+    """Takes what is done, how much of it and how much in all: a bar on stderr for each, which leaves nothing behind.
+
+    Where that is no terminal, a line now and then.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = bar.add_task(label(what), total=total)
+            bar.update(bars[what], completed=done)
+            line(f"{label(what)}, {done} of {total}", done / total if total else 1.0)
+
+        yield show
+
+
+@contextmanager
+def progress_bar() -> Iterator[Show]:
+    """A bar on stderr while the block runs; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with shown(bar):
+        yield Show(bar)

@@ -1,0 +1,63 @@
+"""`table()`: the layers of several audits as one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from tailwise.audits.audit import Audit, AuditLike
+from tailwise.audits.table import Table
+from tailwise.core.errors import UsageError
+from tailwise.core.validation import checked
+from tailwise.history.runs.found import step_of
+
+
+@checked
+def table(
+    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike],
+    *,
+    steps: Sequence[int | None] | None = None,
+    unmeasured: bool = False,
+) -> Table:
+    """The layers of several audits as one table, with the columns `model` and `step` before those of an audit.
+
+    Parameters
+    ----------
+    audits
+        Audits or their paths, in a list; or by the names that `model` is to have.
+    steps
+        One for each audit. Without it, the step that the name of the model's folder or file says (`checkpoint-500`,
+        `step_100`, `epoch-3`), and nothing where it says none.
+    unmeasured
+        Also what was not measured, as for `Audit.table`.
+
+    A metric that one audit lacks is empty there.
+
+    >>> import numpy as np, tailwise as tw
+    >>> noise = np.random.default_rng(0)
+    >>> given = {name: tw.audit({"up.weight": noise.standard_normal((64, 48))}, use_cache=False)
+    ...          for name in ("run/step-10", "run/step-20")}
+    >>> joined = tw.table(given)
+    >>> list(zip(joined["model"], joined["step"], joined["rows"]))
+    [('run/step-10', 10, 64), ('run/step-20', 20, 64)]
+    """
+    if isinstance(audits, Mapping):
+        names, listed = [str(name) for name in audits], [Audit.of(one) for one in audits.values()]
+    else:
+        one = isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable)
+        listed = [Audit.of(audits)] if one else [Audit.of(item) for item in audits]  # type: ignore[arg-type,union-attr]
+        names = [audit.model for audit in listed]
+    if not listed:
+        raise UsageError("there is no audit to make a table of", fix="give one, or a list of them")
+    if steps is not None and len(steps) != len(listed):
+        raise UsageError(f"{len(steps)} steps for {len(listed)} audits", fix="give one for each audit, or None")
+    found = steps if steps is not None else [step_of(name.rstrip("/").rpartition("/")[2]) for name in names]
+    parts = []
+    for name, step, audit in zip(names, found, listed, strict=True):
+        rows = audit.table(unmeasured=unmeasured).arrow
+        model = pa.array([name] * rows.num_rows, pa.string())
+        rows = rows.add_column(0, "step", pa.array([step] * rows.num_rows, pa.int64()))
+        parts.append(rows.add_column(0, "model", model))
+    return Table(pa.concat_tables(parts, promote_options="permissive"))

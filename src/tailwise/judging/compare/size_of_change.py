@@ -1,0 +1,71 @@
+"""How large a relative change ‖W − W₀‖/‖W₀‖ is: what known causes give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tailwise.judging.compare.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class KnownChange:
+    """What a known cause changes of a matrix, relative to its norm."""
+
+    low: float
+    high: float
+    cause: str
+    source: str
+
+
+_ROUNDED = "tailwise.precision on a normal matrix of 2048 × 2048"
+#: From small to large. Those of training are single reports, not bounds.
+KNOWN = (
+    KnownChange(0.001, 0.001, "one step of a training that goes well",
+                "Karpathy's notes for CS231n, “Ratio of weights:updates”: about 1e-3"),
+    KnownChange(0.0017, 0.0017, "rounding to bf16", _ROUNDED),
+    KnownChange(0.0083, 0.0083, "rounding to int8", _ROUNDED),
+    KnownChange(0.058, 0.112, "LoRA of GPT-3's W_q in block 48, rank 64 and rank 4",
+                "Hu et al. 2021, arXiv:2106.09685, table 7: ‖ΔW‖ of 3.57 and 6.91, ‖W‖ of 61.95"),
+    KnownChange(0.111, 0.111, "rounding to int4 in groups of 128", _ROUNDED),
+    KnownChange(1.414, 1.414, "another, independent matrix of the same norm", "√2 in expectation"),
+)  # fmt: skip
+
+
+def magnitude(found: Comparison) -> str:
+    """`‖ΔW‖/‖W₀‖ is 0.08 in the median and 0.31 at most (layers.3.up): …`; "" where no weights were read."""
+    sizes = {
+        layer.name: layer.weights["relative_change"]
+        for layer in found.layers
+        if "relative_change" in layer.weights and not layer.identical
+    }
+    if not sizes:
+        return ""
+    middle, (name, most) = median(sizes.values()), max(sizes.items(), key=lambda pair: pair[1])
+    said = f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median and {most:.2g} at most ({name})"
+    return f"{said}; the median is {_stands(middle)}"
+
+
+def _stands(value: float) -> str:
+    below = [one for one in KNOWN if one.high <= value]
+    above = [one for one in KNOWN if one.low > value]
+    if not below:
+        return f"less than {_told(above[0])}"
+    if not above:
+        return f"no less than {_told(below[-1])}: these are two models"
+    within = next((one for one in KNOWN if one.low <= value < one.high), None)
+    if within is not None:
+        return f"within {_told(within)}"
+    return f"between {_told(below[-1])} and {_told(above[0])}"
+
+
+def _told(one: KnownChange) -> str:
+    numbers = f"{one.low:.2g}" if one.low == one.high else f"{one.low:.2g} to {one.high:.2g}"
+    return f"{one.cause} ({numbers})"
+
+
+def scale() -> str:
+    """The known changes in one line, to stand below a table."""
+    return "for scale: " + "; ".join(_told(one) for one in KNOWN)

@@ -1,0 +1,1 @@
+"""Evaluations side by side: quality against size, as charts, tables and a page."""

@@ -1,0 +1,158 @@
+"""What a notebook shows: short lines, tables cut with a count, completion, a bar, frames with whole numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tailwise as tw
+from tailwise.core.bars import is_watched, listener
+
+ROOMS = ("auditing", "comparing", "diagnosing", "gates", "plans", "precision", "runs", "scoring")
+COUNT = 40
+FAST = {"use_cache": False, "baseline_replicas": 1}
+LONGEST = 700
+
+
+def weights(seed, size=1.0):
+    rng = np.random.default_rng(seed)
+    names = (f"model.layers.{i}.mlp.up_proj.weight" for i in range(COUNT))
+    return {name: (size * rng.standard_normal((160, 128))).astype(np.float32) for name in names} | {
+        "model.embed_tokens.weight": rng.standard_normal((200, 128)).astype(np.float32)
+    }
+
+
+@pytest.fixture(scope="module")
+def audits():
+    return [tw.audit(weights(seed), metrics=("alpha", "stable_rank", "num_spikes", "matrix_rank"), **FAST)
+            for seed in (0, 1)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def objects(audits):
+    one, other = audits
+    plan = tw.plans.plan_prune(one, tw.plans.Request(sparsity=0.5, allocator="uniform"))
+    gate = tw.gates.parse_expectations('expect = ["alpha < 2", "stable_rank > 1"]', "here")
+    scores = tw.scoring.Scores("m", 12.5, (12.0, 13.0), (2.5,) * 300, 511, settings={"text": "x" * 5000})
+    change = tw.scoring.ScoreChange("log perplexity", 2.0, 2.5, 0.5, (0.4, 0.6), 0.001, 300, "worse")
+    return [
+        one, one[0], one[0].row, one[0].spectrum, one.table(), one.provenance, one.weightwatcher(),
+        tw.compare(one, other), tw.diagnose(one), tw.rank(audits), plan, plan[next(iter(plan)).tensor],
+        tw.check(one, gate), gate, scores, tw.scoring.ScoreComparison(scores, scores, change),
+        tw.precision.study(weights(0), ("bf16", "int4"), **FAST), tw.prepare(tw.open_checkpoint(weights(0))),
+        tw.open_checkpoint(weights(0)), tw.Recipe(), tw.RunOptions(), tw.fit_tail(one[0].spectrum.eigenvalues),
+        tw.runs.Point("r", 1, "full", 0.0, {name: {"alpha": 1.0} for name in weights(0)}),
+        tw.runs.Alarm("r", 1, 0.0, "TW701", "error", "t", tuple(weights(0))), tw.Alarms(), tw.METRICS,
+        tw.plans.QuantizeRequest(bits=5), tw.plans.ApplyOptions(), tw.table(audits),
+    ]  # fmt: skip
+
+
+def test_every_object_is_a_short_line(objects):
+    for item in objects:
+        text = repr(item)
+        assert len(text) <= LONGEST, (type(item), len(text))
+        assert "object at 0x" not in text, type(item)
+
+
+def test_tables_of_a_notebook_are_cut_with_a_count(objects):
+    shown = [item for item in objects if hasattr(item, "_repr_html_")]
+    assert len(shown) >= 18
+    for item in shown:
+        page = item._repr_html_()
+        assert page.count("<tr>") <= 22, type(item)
+        assert len(page) < 30_000, type(item)
+    for item in (objects[0], objects[4], objects[7], objects[10]):
+        left = re.search(r"… and (\d+) more", item._repr_html_())
+        assert left is not None
+        assert int(left[1]) >= COUNT - 20
+
+
+def test_names_in_a_page_are_text():
+    audit = tw.audit({"<script>alert(1)</script>.weight": np.eye(60)}, **FAST)
+    for item in (audit, audit[0], audit.table(), tw.compare(audit, audit)):
+        assert "<script>" not in item._repr_html_()
+
+
+def test_results_of_public_dataclasses_are_brief():
+    """No public dataclass of results has the repr that dataclasses make, which lists every entry."""
+    plain = {"Recipe", "RunOptions", "Spectrum", "Metric"}
+    for room in ROOMS:
+        for name in getattr(tw, room).__all__:
+            item = getattr(getattr(tw, room), name)
+            if inspect_is_result(item) and name not in plain:
+                assert item.__repr__.__qualname__ != "__create_fn__.<locals>.__repr__", name
+
+
+def inspect_is_result(item):
+    if not (isinstance(item, type) and dataclasses.is_dataclass(item)):
+        return False
+    kinds = " ".join(str(one.type) for one in dataclasses.fields(item))
+    grows = re.search(r"tuple\[[A-Z]\w+(?:, \.\.\.)|Mapping\[str, [A-Z]", kinds)  # as many entries as there are layers
+    return bool(grows)
+
+
+def test_metrics_and_names_are_completed(audits, objects):
+    audit = audits[0]
+    assert {"alpha", "stable_rank", "rows", "spectrum"} <= set(dir(audit[0]))
+    assert audit._ipython_key_completions_() == [layer.name for layer in audit]
+    assert "alpha" in audit.table()._ipython_key_completions_()
+    assert objects[10]._ipython_key_completions_()[0] in weights(0)
+    with pytest.raises(AttributeError, match="its metrics: alpha"):
+        _ = audit[0].alhpa
+
+
+def test_whole_numbers_are_whole_in_frames(audits):
+    pandas = pytest.importorskip("pandas")
+    frame = audits[0].table().to_pandas()
+    assert frame["block"].dtype == pandas.Int64Dtype()
+    assert frame["block"].isna().sum() == 1  # the embedding
+    for name in ("rows", "cols", "n_params", "num_spikes", "matrix_rank"):
+        assert frame[name].dtype.kind == "i" or frame[name].dtype == pandas.Int64Dtype(), name
+    assert frame["alpha"].dtype == np.float64
+
+
+def test_several_audits_are_one_table(audits, tmp_path):
+    joined = tw.table({"run/checkpoint-100": audits[0], "run/checkpoint-200": audits[1]})
+    assert joined.column_names[:3] == ["model", "step", "name"]
+    assert set(joined["step"]) == {100, 200}
+    assert len(joined) == 2 * (COUNT + 1)
+    path = audits[0].save(tmp_path / "a.audit")
+    assert tw.table([path, audits[1]], steps=[1, 2])["step"][0] == 1
+    assert tw.table(audits)["step"] == [None] * len(joined)
+    few = tw.audit(weights(0), metrics="alpha", **FAST)
+    assert None in tw.table([few, audits[0]])["stable_rank"]
+    with pytest.raises(tw.UsageError, match="1 steps for 2 audits"):
+        tw.table(audits, steps=[1])
+
+
+def bars(monkeypatch, shell, interactive):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False) if interactive else monkeypatch.delattr(
+        sys, "ps1", raising=False
+    )
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    return is_watched()
+
+
+def test_a_bar_is_shown_where_somebody_watches(monkeypatch):
+    assert bars(monkeypatch, object(), False)
+    assert bars(monkeypatch, None, True)
+    assert not bars(monkeypatch, None, False)
+
+
+def test_progress_is_a_function_a_bar_or_nothing(capsys):
+    steps = []
+    tw.audit(weights(0), metrics="stable_rank", progress=steps.append, **FAST)
+    assert [step.done for step in steps] == list(range(COUNT + 2))
+    with listener(None, "work", lambda *_: ("", 0, 1)) as told:
+        assert told is None
+    with listener(True, "work", lambda what, done, total: (what, done, total)) as told:
+        for done in range(5):
+            told("layer", done, 4)
+    tw.audit(weights(0), metrics="stable_rank", progress=False, **FAST)
+    assert capsys.readouterr().out == ""
