@@ -35,6 +35,8 @@ from tailwise.judging.diagnosis.rule import RULES, AuditRule
 from tailwise.judging.rules import Rule
 from tailwise.judging.thresholds import TABLE
 from tailwise.number_formats.formats import FORMATS, parse_format
+from tailwise.number_formats.ggml_blocks import BLOCK
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.report.charts.chart import CHARTS, Chart, remedy
@@ -320,6 +322,11 @@ def formats() -> str:
             f"per weight are of a {_SIDE} × {_SIDE} matrix, with scales and zero points, without headers.",
             "## Base names",
             _table(head, [[f"`{name}`", text, *_format_cells(parse_format(name))] for name, text in FORMATS.items()]),
+            "Types of llama.cpp are stored in whole blocks. Where those of `q2_k` … `q6_k`, `iq4_nl` and `iq4_xs` do "
+            "not divide the inputs of a matrix, the type that llama.cpp takes stands in: "
+            + ", ".join(f"{item.otherwise.name} for `{name}`" for name, item in _stood_in_for())
+            + "; and fp16 where 32 does not divide them either. ggml rounds these types (`pip install "
+            "'tailwise[ggml]'`), and with `--operator imatrix` q4_0, q4_1, q5_0 and q5_1 too.",
             "## Suffixes",
             "Joined to the base name with `-`, in any order. Parentheses above say which a name takes: `sym` and "
             "`asym` (integers; `sym` is the default), `tensor`, `channel` (a row) or `g<N>` (N entries of a row), and "
@@ -331,6 +338,12 @@ def formats() -> str:
               for kind in rules_of_scales for name in [kind.__name__]),
         ]
     )  # fmt: skip
+
+
+def _stood_in_for() -> list[tuple[str, GgmlFormat]]:
+    """Types in blocks of more than 32."""
+    found = [(name, parse_format(name)) for name in FORMATS]
+    return [(name, item) for name, item in found if isinstance(item, GgmlFormat) and item.block > BLOCK]
 
 
 def _scaled(item: NumberFormat) -> typing.TypeGuard[ScaledFormat]:

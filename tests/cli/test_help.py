@@ -74,4 +74,4 @@ def test_lists_and_examples_stay_as_they_are():
 
 
 def test_other_braces_are_left_alone():
-    assert filled("a {strange} one, {looking_quantizers}") == "a {strange} one, gptq"
+    assert filled("a {strange} one, {looking_quantizers}") == "a {strange} one, gptq, imatrix"

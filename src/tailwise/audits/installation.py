@@ -15,6 +15,7 @@ from tailwise.core.optional import how_to_get
 
 _EXTRAS = {
     "gguf": "gguf",
+    "ggml": "xllamacpp",
     "s3": "s3fs",
     "gcs": "gcsfs",
     "http": "aiohttp",

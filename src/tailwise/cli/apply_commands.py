@@ -61,7 +61,8 @@ OF_APPLY = (
            ("--factored",), _SMALL),
     Option("packed", str | None, None,
            "Of a plan to quantize: write codes and scales for compressed-tensors (vLLM, transformers), torchao or gguf "
-           "(llama.cpp), in place of dequantized floats.", panel=_OUT, metavar="LAYOUT"),
+           "(llama.cpp), in place of dequantized floats. A GGUF file with a plan of llama.cpp's formats stays one "
+           "anyway.", panel=_OUT, metavar="LAYOUT"),
     Option("dequantize", bool, False,
            "{blind_quantizers}: read a model that is quantized already as the values that it decodes to.",
            ("--dequantize",), _RUN),

@@ -108,7 +108,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
                TextColumn("{task.description}"))  # fmt: skip
     with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-        task, lines = bar.add_task("", total=1.0), NowAndThen(time.monotonic)
+        task, lines = bar.add_task("", total=1.0), RareLines(time.monotonic)
 
         def say(what: str, done: float) -> None:
             if done == 0.0:
@@ -120,7 +120,7 @@ def saying() -> Iterator[Callable[[str, float], None]]:
         yield say
 
 
-class NowAndThen:
+class RareLines:
     """Lines of progress, at most one in `EVERY` seconds, with the time that is left at this rate."""
 
     def __init__(self, read: Callable[[], float]) -> None:

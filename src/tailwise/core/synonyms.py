@@ -17,9 +17,9 @@ FORMATS: Mapping[str, str] = {
     "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32",
     "f32": "fp32", "float64": "fp64", "double": "fp64", "f64": "fp64",
 }  # fmt: skip
-_K_QUANTS = (
-    "k-quants and i-quants are llama.cpp's own: plan with q4_0, q4_1, q5_0, q5_1 or q8_0, and export --to llamacpp "
-    "for llama-quantize, which makes them"
+_OTHER_GGUF = (
+    "of llama.cpp's types these are made here: q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, q4_0, q4_1, q5_0, q5_1, "
+    "q8_0; llama-quantize makes the others"
 )
 _W4A16 = "did you mean int4-g128 (4-bit weights in groups of 128)?"
 _VLLM = "vLLM loads what `tailwise apply --packed compressed-tensors` writes; or export to llmcompressor"
@@ -61,5 +61,5 @@ def said_of(kind: str, name: str) -> str:
     """What to say where somebody asks for `name` as a thing of this kind; "" where there is nothing special to say."""
     plain = name.strip().lower().replace("_", "-") if kind != "number format" else name.strip().lower()
     if kind == "number format" and ("_k" in plain or plain.startswith(("iq", "tq"))):
-        return _K_QUANTS
+        return _OTHER_GGUF
     return next((said[plain] for start, said in _SAID.items() if kind.startswith(start) and plain in said), "")

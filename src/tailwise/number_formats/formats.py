@@ -17,6 +17,7 @@ from tailwise.core.validation import checked
 from tailwise.number_formats.casts import Float8Cast, PlainCast
 from tailwise.number_formats.elements import Float8, Integer, MiniFloat, Unsigned, ValueTable
 from tailwise.number_formats.ggml_blocks import BLOCK, BlockFormat, HalfBetween, HalfLargest, HalfSigned
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 from tailwise.number_formats.scaled import ScaledFormat
 from tailwise.number_formats.scales import Asymmetric, LargestFloat32, PowerOfTwo, Symmetric, TwoLevel
@@ -64,6 +65,13 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         "q5_0": "llama.cpp: 5-bit integer, a float16 scale per 32 entries",
         "q5_1": "llama.cpp: 5-bit integer, a float16 scale and lowest value per 32 entries",
         "q8_0": "llama.cpp: 8-bit integer, a float16 scale per 32 entries",
+        "q2_k": "llama.cpp: 2-bit codes, 4-bit scale and low per 16 entries, in blocks of 256",
+        "q3_k": "llama.cpp: 3-bit codes, a 6-bit scale per 16 entries, in blocks of 256",
+        "q4_k": "llama.cpp: 4-bit codes, 6-bit scale and low per 32 entries, in blocks of 256",
+        "q5_k": "llama.cpp: 5-bit codes, 6-bit scale and low per 32 entries, in blocks of 256",
+        "q6_k": "llama.cpp: 6-bit codes, an 8-bit scale per 16 entries, in blocks of 256",
+        "iq4_nl": "llama.cpp: 16 values that are not evenly spaced, a float16 scale per 32 entries",
+        "iq4_xs": "llama.cpp: the same, a 6-bit scale per 32 entries, in blocks of 256",
     }
 )
 
@@ -133,6 +141,9 @@ def parse_format(text: str) -> NumberFormat:
 def _parsed(text: str) -> NumberFormat:
     base, *suffixes = text.strip().lower().split("-")
     base = OTHER_NAMES.get(base, base)
+    if (mix := re.fullmatch(r"(i?q[2-6]_k)_[sml]|(i?q[2-4])_[ml]", base)) is not None:
+        fix = "name its types, and a budget says how much of each: --formats q4_k,q5_k,q6_k --bytes SIZE"
+        raise UsageError(f"{mix[0].upper()} is a mix of types and no type", where=text, fix=fix)
     words = _Suffixes(text, suffixes)
     if base not in FORMATS and base in ADDED:
         words.finish(base)
@@ -235,11 +246,34 @@ def _nf4(base: str, words: _Suffixes) -> NumberFormat:
 
 def _llama_cpp(base: str, words: _Suffixes) -> NumberFormat:
     del words
+    if base in _GGML:
+        return _ggml(base)
     bits, low = int(base[1]), base.endswith("_1")
     rule = HalfBetween(bits) if low else HalfLargest() if bits == 8 else HalfSigned(bits)
     return BlockFormat(
         base, "llama.cpp's blocks, as the gguf package", Unsigned(bits) if low else Integer(bits), rule, BLOCK
     )
+
+
+#: Name → ggml's number, bits of a code, entries and bytes of a block, and what stands in where the block does not
+#: divide a row.
+_GGML: Mapping[str, tuple[int, int, int, int, str]] = MappingProxyType(
+    {
+        "q2_k": (10, 2, 256, 84, "iq4_nl"),
+        "q3_k": (11, 3, 256, 110, "iq4_nl"),
+        "q4_k": (12, 4, 256, 144, "q5_0"),
+        "q5_k": (13, 5, 256, 176, "q5_1"),
+        "q6_k": (14, 6, 256, 210, "q8_0"),
+        "iq4_nl": (20, 4, BLOCK, 18, "fp16"),
+        "iq4_xs": (23, 4, 256, 136, "iq4_nl"),
+    }
+)
+
+
+def _ggml(base: str) -> NumberFormat:
+    number, bits, block, nbytes, otherwise = _GGML[base]
+    instead, plain = parse_format(otherwise), parse_format("fp16")
+    return GgmlFormat(base, "ggml itself, decoded by the gguf package", number, bits, block, nbytes, instead, plain)
 
 
 _MAKERS: Mapping[str, Callable[[str, _Suffixes], NumberFormat]] = {
@@ -250,5 +284,6 @@ _MAKERS: Mapping[str, Callable[[str, _Suffixes], NumberFormat]] = {
     "nf4": _nf4,
     "fp": _cast,
     "bf": _cast,
+    "iq": _llama_cpp,
     "q": _llama_cpp,
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tailwise.core.errors import UsageError
+from tailwise.number_formats.ggml_library import needed_library, told_importances
 from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import Quantized, Reach, check_block, chunks, nonzeros, not_finite
 from tailwise.number_formats.scaled import ScaledFormat
@@ -102,6 +103,48 @@ class BlockFormat(ScaledFormat):
         check_block(block)
         return _stacked([self._scales(_blocks(part))[0] for part in chunks(block)])
 
+    def weighted(self, block: torch.Tensor, importances: torch.Tensor | None, reach: Reach | None = None) -> Quantized:
+        """Steps and codes by ggml, which weighs the errors of columns by `importances` (cols,); q8_0 does not look.
+
+        As `quantize` without importances. Rows are whole blocks, else they are filled up by `quantize`.
+        """
+        import torch
+
+        told = None if importances is None else told_importances(importances)
+        if told is None or isinstance(self.rule, HalfLargest) or block.shape[1] % BLOCK:
+            return self.quantize(block, reach)
+        check_block(block)
+        if not torch.isfinite(block).all():
+            raise not_finite()
+        head = self.rule.bits // 8
+        row_bytes = block.shape[1] // BLOCK * (head + BLOCK * self.element.bits // 8)
+        blocks = needed_library(self.name).rounded(block, self.type_id, row_bytes, told)
+        grid, values = self._stored(blocks.reshape(len(block), -1, row_bytes * BLOCK // block.shape[1]))
+        return Quantized(values.to(block.device), 0, nonzeros((block != 0).cpu() & (values == 0)), grid)
+
+    def _stored(self, blocks: torch.Tensor) -> tuple[ValueGrid, torch.Tensor]:
+        """Scales and values of (rows, groups, bytes of a block): scale, low, fifth bits, entry i beside i + 16."""
+        import torch
+
+        ends = blocks[..., : self.rule.bits // 8].contiguous().view(torch.float16)
+        rest = blocks[..., self.rule.bits // 8 :].to(torch.int64)
+        low = torch.cat([rest[..., -BLOCK // 2 :] & 15, rest[..., -BLOCK // 2 :] >> 4], dim=-1)
+        if self.element.bits == 5:
+            fifth = (rest[..., :4, None] >> torch.arange(8)) & 1
+            low += 16 * fifth.flatten(2)
+        if not torch.isfinite(ends).all():
+            raise too_large(self.name)
+        steps = ends[..., 0].float()
+        lows = ends[..., 1].contiguous() if self.rule.signed else None
+        codes = low.float() + self.element.limits[0]
+        values = (codes * steps[..., None]).add_(0.0 if lows is None else lows.float()[..., None]).flatten(1)
+        return ValueGrid(self.element, ends[..., 0].contiguous(), steps, None, None, BLOCK, lows), values
+
+    @property
+    def type_id(self) -> int:
+        """Its number in ggml's enumeration."""
+        return {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}[self.name]
+
     def _scales(self, entries: torch.Tensor) -> tuple[ValueGrid, torch.Tensor, torch.Tensor | None]:
         """Scales of (rows, groups, 32), and steps and lows before they are rounded, (rows, groups, 1)."""
         import torch
@@ -111,7 +154,7 @@ class BlockFormat(ScaledFormat):
         stored = steps.squeeze(-1).to(torch.float16)
         low = None if lows is None else lows.squeeze(-1).to(torch.float16)
         if not (torch.isfinite(stored).all() and (low is None or torch.isfinite(low).all())):
-            raise not_finite() if not torch.isfinite(entries).all() else _too_large(self.name)
+            raise not_finite() if not torch.isfinite(entries).all() else too_large(self.name)
         return ValueGrid(self.element, stored, stored.float(), None, None, BLOCK, low), steps, lows
 
     def _codes(self, entries: torch.Tensor, steps: torch.Tensor, lows: torch.Tensor | None) -> torch.Tensor:
@@ -127,7 +170,8 @@ class BlockFormat(ScaledFormat):
         return (scaled + (0.5 - low)).trunc_().clamp_(0, high - low).add_(low)
 
 
-def _too_large(name: str) -> UsageError:
+def too_large(name: str) -> UsageError:
+    """The error for entries that no float16 scale reaches."""
     return UsageError(f"its largest entries are too large for the float16 scales of {name}", fix="take q8_0, or bf16")
 
 

@@ -94,6 +94,10 @@ class NumberFormat(ABC):
         """How many entries along a row share a scale; None where a row, a tensor or nothing does."""
         return None
 
+    def fitting(self, cols: int) -> NumberFormat:  # noqa: ARG002 - most fit any row
+        """What rows of so many entries are stored in: itself, but for types that another stands in for."""
+        return self
+
     @abstractmethod
     def bits_per_weight(self, rows: int, cols: int) -> float:
         """Stored bits over entries of a (rows, cols) matrix: scales and zero points count, headers do not."""

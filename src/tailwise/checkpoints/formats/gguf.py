@@ -95,6 +95,21 @@ class GgufCheckpoint(RangedStore):
             revision=revision,
         )
 
+    @property
+    def files(self) -> tuple[ByteSource, ...]:
+        """The file, or the parts of one that was split; the metadata of the first speaks for all."""
+        return self._files
+
+    def stored_type(self, name: str) -> tuple[int, tuple[int, ...]]:
+        """The number of a tensor's type, and its shape as it lies in the file."""
+        info = self._places[name][1]
+        return info.type_id, info.shape
+
+    def stored_bytes(self, name: str) -> bytes:
+        """A tensor as it lies in its file."""
+        part, info = self._places[name]
+        return part.read(info.offset, self._spec(name).nbytes)
+
     def _rows(self, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
         part, info = self._places[spec.name]
         place = f"{part.name}, tensor {spec.name}"

@@ -19,6 +19,7 @@ from tailwise.compression.applying.calibration_inputs import calibration_inputs,
 from tailwise.compression.applying.card import PLAN_FILE
 from tailwise.compression.applying.carry_out import Before, Progress, Run, silent
 from tailwise.compression.applying.gguf_source import for_folder, unpacked
+from tailwise.compression.applying.gguf_to_gguf import apply_to_gguf, is_for_gguf
 from tailwise.compression.applying.plan_fit import check_own, check_plan, is_calibrated, source_of
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.packing.packing import Packing, check_packing
@@ -63,6 +64,8 @@ def apply(
     plan.validate()
     with listener(progress, "apply", _of_three) as told:
         if (file := gguf_file_of(model)) is not None:
+            if is_for_gguf(plan, options or ApplyOptions()):
+                return apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), told or silent)
             return _apply_to_gguf(plan, file, Path(output), options or ApplyOptions(), told)
         errand = _Errand(plan, os.fspath(model), options or ApplyOptions(), told or silent)
         found = errand.in_two(Path(output)) if plan.is_both else errand.done(Path(output))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +47,7 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
     from tailwise.models.evaluation.loading import load_tokenizer
     from tailwise.models.evaluation.tokens import tokens_of
 
-    path = Path(model).expanduser()
-    tokens = tokens_of(given, load_tokenizer(str(path.parent) if path.is_file() else model), bos=draw.bos)
+    tokens = tokens_of(given, load_tokenizer(model), bos=draw.bos)
     windows = sample_windows(tokens.ids, draw.samples, draw.window, draw.seed, tokens.bos)
     settings: dict[str, Any] = {"samples": draw.samples, "window": draw.window, "seed": draw.seed}
     if tokens.bos is not None:

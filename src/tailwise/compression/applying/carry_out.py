@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from tailwise.compression.applying.card import PLAN_FILE, card
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.plans.combined import how_of
+from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
@@ -36,6 +37,7 @@ from tailwise.models.walking.block_inputs import Pictures
 from tailwise.models.walking.hosts import Host, load_host
 from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.walk import vision_blocks_of, walk_blocks
+from tailwise.number_formats.grid import ValueGrid
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +145,13 @@ class Run:
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
             done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
-            return self._write(draft, journal.read, lambda decision, _: grids_in(journal, decision), done)
+            kept = _Kept(journal, self._blind({job.decision.tensor for job in jobs.values()}, how.keep_zeros))
+            return self._write(draft, kept.read, kept.grids, done)
+
+    def _blind(self, seen: Collection[str], keep_zeros: bool) -> Treated:
+        """The rest of the plan, whose inputs are not looked at."""
+        rest = self.plan.replace(decisions=tuple(item for item in self.plan if item.tensor not in seen))
+        return Treated(rest, self.checkpoint, self.options.device, keep_zeros=keep_zeros)
 
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
         """Take heads, neurons and blocks out, or store factors."""
@@ -213,6 +221,24 @@ class Run:
             plan, source, done = self.before.plan, self.before.model, replace(done, pruned=self.before.applied)
         put_in_place(draft, plan, card(plan, done, source))
         return done
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Tensors and scales of a journal, and of what no walk reached."""
+
+    journal: Journal
+    rest: Treated
+
+    def read(self, name: str) -> torch.Tensor | None:
+        """The new tensor; None where the plan leaves it alone."""
+        found = self.journal.read(name)
+        return self.rest(name) if found is None else found
+
+    def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
+        """See `Grids`."""
+        walked = decision.tensor in self.journal.tensors
+        return grids_in(self.journal, decision) if walked else self.rest.grids(decision, matrices)
 
 
 def _walks(

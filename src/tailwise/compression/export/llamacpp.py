@@ -30,10 +30,14 @@ NEAREST = "only the nearest by bits"
 _TYPES = {
     "f32": (1, 32.0), "f16": (1, 16.0), "bf16": (1, 16.0), "q8_0": (32, 8.5), "q6_k": (256, 6.5625),
     "q5_0": (32, 5.5), "q5_1": (32, 6.0), "q4_0": (32, 4.5), "q4_1": (32, 5.0), "iq4_nl": (32, 4.5),
-    "mxfp4": (32, 4.25), "nvfp4": (64, 4.5), "q3_k": (256, 3.4375), "q2_k": (256, 2.625),
+    "mxfp4": (32, 4.25), "nvfp4": (64, 4.5), "q3_k": (256, 3.4375), "q2_k": (256, 2.625), "q4_k": (256, 4.5),
+    "q5_k": (256, 5.5), "iq4_xs": (256, 4.25),
 }  # fmt: skip
+_OWN = (
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "bf16", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+)  # fmt: skip
 _SAME = {
-    **{name: name for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "bf16")},
+    **{name: name for name in _OWN},
     "fp16": "f16",
     "fp32": "f32",
 }
@@ -66,8 +70,9 @@ class GgufType:
 @lru_cache(maxsize=256)
 def gguf_type(name: str, shape: tuple[int, ...]) -> GgufType | None:
     """The type for a format on a tensor of `shape`, inputs last; None where no block divides the inputs."""
-    # Formats that carry the name of a type need not be known here.
-    canonical = name if name in _SAME else parse_format(name).name
+    chosen = parse_format(name)
+    # llama.cpp would fall back by itself; the notes then say which type it is.
+    canonical = (chosen.fitting(shape[-1]) if shape else chosen).name
     for table, nearness in ((_SAME, SAME), (_OWN_SCALES, OWN_SCALES)):
         if canonical in table:
             return _fitting((table[canonical],), shape, nearness)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tailwise.audits.audit import Audit
+from tailwise.checkpoints.bytesource import LocalFile
+from tailwise.checkpoints.formats.gguf_header import read_gguf_header
 from tailwise.compression.choosing.bit_formats import FormatGroup
 from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
@@ -85,8 +89,30 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
 
 def header_bytes(audit: Audit, planned: Sequence[str]) -> int:
     """What a packed file says of its tensors, at most: a line for each, and for codes, scales and shape of a planned
-    one; an estimate, since names and numbers differ between layouts.
+    one; an estimate, since names and numbers differ between layouts. Of a GGUF file that is at hand, its own header:
+    the tokenizer is in it, and a file that is made of it says hardly more.
     """
+    own = _gguf_header(audit)
+    if own is not None:
+        return own
     named = set(planned)
     stored = {name for row in audit.rows for name in row.tensors or (row.name,)} | named
     return sum((len(name) + _LINE) * (_PARTS if name in named else 1) for name in stored)
+
+
+_MORE = 2048  # characters of what a file that is made of another says beside it
+_ALIGNED = 32  # bytes, on which every tensor begins
+
+
+def _gguf_header(audit: Audit) -> int | None:
+    """Bytes of a GGUF file, of one part, that are no tensor, with room between them; None where it is not at hand."""
+    if audit.provenance.format != "gguf":
+        return None
+    path = Path(audit.model).expanduser()
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) != 1:
+        return None
+    with closing(LocalFile(files[0])) as source:
+        tensors = read_gguf_header(source).tensors
+    first = min((tensor.offset for tensor in tensors), default=0)
+    return first + _MORE + _ALIGNED * len(tensors)

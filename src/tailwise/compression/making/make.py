@@ -305,7 +305,21 @@ def _said_of_formats(plan: Plan) -> list[str]:
         )
     if plan.allocator != "uniform" and reached > GAINS_TO:
         notes.append(f"above {GAINS_TO} bits, published gains of uneven bits over uniform are nil")
-    return [*notes, *_shorter(plan)]
+    return [*notes, *_shorter(plan), *_fallen_back(plan)]
+
+
+def _fallen_back(plan: Plan) -> Iterator[str]:
+    """Of each type of llama.cpp whose blocks do not divide the inputs of tensors that have it, what stands in."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for decision in plan:
+        cast = decision.treatment.cast
+        if cast is not None and (fitted := cast.fitted(decision.shape).name) != cast.number_format.name:
+            names.setdefault((cast.to, fitted), []).append(decision.tensor)
+    for (name, fitted), tensors in names.items():
+        yield (
+            f"{name} is {fitted} in {len(tensors)} tensor{'s' * (len(tensors) != 1)} ({listed(tensors)}), whose inputs "
+            "its blocks do not divide, as llama.cpp has it; bits are counted so"
+        )
 
 
 def _shorter(plan: Plan) -> Iterator[str]:

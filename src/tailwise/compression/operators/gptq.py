@@ -10,6 +10,7 @@ from tailwise.compression.operators.operator import OperatorResult, Target
 from tailwise.compression.operators.sparsegpt import inverse_factor, working_dtype
 from tailwise.core.errors import UnreadableError
 from tailwise.models.activations import Activations
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.grid import ValueGrid
 from tailwise.number_formats.number_format import NumberFormat, Reach
 from tailwise.number_formats.scaled import ScaledFormat
@@ -79,7 +80,10 @@ class _Scales:
     _parts: list[ValueGrid] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.format = self.format.fitting(self.W.shape[1])
         self._scaled = isinstance(self.format, ScaledFormat)
+        if isinstance(self.format, GgmlFormat):
+            self.format.grid(self.W)  # which says why not
         self._group = self.format.group_size
         if self._scaled and (self._group is None or self.ahead):
             self._whole = self.format.grid(self.W.to(self.stored))

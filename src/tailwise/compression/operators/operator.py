@@ -80,6 +80,7 @@ class Operator:
     with_text: str = ""  # the operator that calibration text makes of it
     blind: str = ""  # the one in its place for a layer that no input reaches
     lighter: str = ""  # one that needs less of the inputs, where trials have no room for XᵀX
+    anywhere: bool = False  # tensors whose inputs it cannot see (embeddings) are left to the one in its place
     planned: bool = True  # whether plans name it
 
     @property

@@ -56,6 +56,11 @@ _BUILT_IN = (
         "Frantar et al. 2022, arXiv:2210.17323", f"{_HERE}gptq:gptq",
         of_direction=_ALPHA_QUANT, blind="rtn", lighter="rtn",
     ),
+    Operator(
+        "imatrix", "quantize", "norms", "llama.cpp's types, errors weighed by the mean squared input of each column",
+        "llama.cpp: its importance matrix, and ggml_quantize_chunk", f"{_HERE}rtn:imatrix",
+        of_direction=_ALPHA_QUANT, blind="rtn", anywhere=True,
+    ),
 )  # fmt: skip
 #: The operators that need no data: they stand in where no input reaches a layer.
 WITHOUT_DATA: Mapping[Does, str] = {"prune": "magnitude", "quantize": "rtn"}

@@ -18,6 +18,7 @@ from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded, Parts, cast_of
 from tailwise.compression.plans.plan import Plan
 from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.ggml_types import StoredBlocks
 from tailwise.number_formats.number_format import NumberFormat
 
 FILE = "model.gguf"
@@ -41,7 +42,7 @@ class Gguf(Packing):
     @override
     def refuses(self, chosen: NumberFormat, spec: TensorSpec) -> str | None:
         if chosen.name not in TYPES:
-            return f"has no type for {chosen.name} that the gguf package encodes"
+            return f"has no type for {chosen.name}"
         return None
 
     @override
@@ -101,7 +102,7 @@ class Gguf(Packing):
         config = work.checkpoint.config
         writer.add_name(work.plan.model.rstrip("/").rsplit("/", 1)[-1])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_file_type(_file_type(work.plan))
+        writer.add_file_type(file_type(work.plan))
         model.add_sizes(writer, config)
         return list(add_tokenizer(writer, folder, _vocabulary(work.checkpoint)))
 
@@ -149,24 +150,32 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
     return int(checkpoint.config.get("vocab_size", 0)) if spec is None else spec.shape[0]
 
 
-def _file_type(plan: Plan) -> int:
+def file_type(plan: Plan) -> int:
     """llama.cpp's name for a file: the type that most parameters have."""
     from gguf import LlamaFileType
 
     sizes: dict[str, int] = {}
     for decision in plan:
-        kind = TYPES[decision.number_format.name]
+        kind = TYPES[decision.number_format.fitting(decision.shape[-1] if decision.shape else _SUPER).name]
         sizes[kind] = sizes.get(kind, 0) + decision.n_params
     most = max(sizes, key=lambda kind: sizes[kind])
-    name = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}.get(most, f"MOSTLY_{most}")
-    return int(LlamaFileType[name])
+    return int(LlamaFileType[_MOSTLY.get(most, f"MOSTLY_{most}")])
+
+
+_SUPER = 256
+#: Where llama.cpp names a file otherwise than the type that most of it has.
+_MOSTLY = {
+    "F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE", "Q3_K": "MOSTLY_Q3_K_M", "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+}  # fmt: skip
 
 
 BLOCK = 32
 #: Number format → name of llama.cpp's type.
 TYPES = {
     "fp32": "F32", "fp16": "F16", "bf16": "BF16", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1",
-    "q8_0": "Q8_0", "mxfp4": "MXFP4",
+    "q8_0": "Q8_0", "mxfp4": "MXFP4", "q2_k": "Q2_K", "q3_k": "Q3_K", "q4_k": "Q4_K", "q5_k": "Q5_K", "q6_k": "Q6_K",
+    "iq4_nl": "IQ4_NL", "iq4_xs": "IQ4_XS",
 }  # fmt: skip
 _STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
@@ -174,7 +183,7 @@ _STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 def type_of(spec: TensorSpec, chosen: NumberFormat | None) -> str:
     """llama.cpp's type of a tensor: that of its format, or as it is stored; vectors are always float32."""
     if chosen is not None:
-        return TYPES[chosen.name]
+        return TYPES[chosen.fitting(spec.shape[-1]).name]
     return "F32" if len(spec.shape) < 2 else _STORED[spec.dtype]
 
 
@@ -187,6 +196,8 @@ def row_bytes(kind: str, columns: int) -> int:
 def to_bytes(values: torch.Tensor, kind: str, coded: Coded | None) -> torch.Tensor:
     """A tensor as llama.cpp stores it: uint8, the rows of the tensor by the bytes of a row."""
     if coded is not None and cast_of(coded.format) is None:
+        if isinstance(coded.grid, StoredBlocks):
+            return coded.grid.scales
         return _blocks(coded.parts, coded.format.name)
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
     cast = values.to(dtype).contiguous()

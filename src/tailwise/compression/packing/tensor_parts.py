@@ -39,8 +39,8 @@ class Coded:
 
     @property
     def format(self) -> NumberFormat:
-        """That the plan gives it."""
-        return self.decision.number_format
+        """That it is stored in: the plan's, or what stands in for it where its blocks do not divide the inputs."""
+        return self.decision.number_format.fitting(self.stored.shape[-1])
 
     @property
     def parts(self) -> Parts:

@@ -23,6 +23,7 @@ from tailwise.compression.plans.treatment import (
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.activations import Activations
 from tailwise.number_formats.formats import parse_format
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Cast(Treatment):
         """The format. `UsageError` where there is none of that name."""
         return parse_format(self.to)
 
+    def fitted(self, shape: tuple[int, ...]) -> NumberFormat:
+        """What a matrix of this shape, inputs last, is stored in; the format itself where the shape is unknown."""
+        return self.number_format.fitting(shape[-1]) if shape else self.number_format
+
     def bits(self, shape: tuple[int, ...]) -> float:
         """Stored bits per weight, scales counted, of (out, in) or (count, out, in); nominal where it is unknown."""
         number_format = self.number_format
@@ -68,9 +73,12 @@ class Cast(Treatment):
             yield "has no format"
             return
         try:
-            parse_format(self.to)
+            chosen = self.fitted(site.shape)
         except UsageError as error:
             yield f"{error.what}; {error.fix}"
+            return
+        if operator.needs == "hessian" and isinstance(chosen, GgmlFormat):
+            yield f"{operator.name} goes column by column, and {chosen.name} is rounded in whole blocks; take imatrix"
 
     @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.operators.registered import WITHOUT_DATA
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
@@ -68,7 +69,8 @@ def jobs_of(
 ) -> dict[str, LayerJob]:
     """Layer → what is to be done. `UsageError` where an entry that changes its tensor is no layer of a block.
 
-    With `images`, of a block of the tower that reads them too.
+    With `images`, of a block of the tower that reads them too. Entries that an operator leaves to the one in its place
+    (`Operator.anywhere`) have no job.
     """
     wanted = [decision for decision in plan if not decision.treatment.idle]
     pictured = {name for block in vision_blocks_of(host.model) for name in block.layers()}
@@ -76,7 +78,8 @@ def jobs_of(
     places = {decision.tensor: layer_of(host.places, decision.tensor, layers) for decision in wanted}
     lost = [decision for decision in wanted if places[decision.tensor] is None]
     _check_images([item for item in lost if layer_of(host.places, item.tensor, pictured)], plan)
-    _check_reached(lost, plan, how)
+    if not how.operator.anywhere:
+        _check_reached(lost, plan, how)
     return {layer: LayerJob(item, dtypes[item.tensor]) for item in wanted if (layer := places[item.tensor]) is not None}
 
 
@@ -139,6 +142,9 @@ class BlockWork:
             notes.append(f"{block.name}: {count} of {of} experts saw few tokens, one only {least}: give more text")
         self.shelf.keep(block.name, block.index, treated, notes)
 
+    def made(self, job: LayerJob, weight: torch.Tensor, done: Sequence[OperatorResult]) -> None:
+        """A hook: `done` is what became of each matrix of a layer's weight."""
+
     def _treat(
         self, module: nn.Module, job: LayerJob, activations: Activations | None, notes: list[str]
     ) -> dict[str, torch.Tensor]:
@@ -152,6 +158,7 @@ class BlockWork:
             ]
         weight = weight_of(module).detach().to(job.dtype)
         stored, done = treated_layer(module, weight, job.decision, self.how, activations)
+        self.made(job, weight, done)
         put_in(module, stored)
         return {tensor: stored, **kept_grids(tensor, done)}
 

@@ -142,12 +142,14 @@ class Trial:
         for turn, part in enumerate(plan.parts):
             how = replace(self._how(part), keep_zeros=turn > 0)
             if how.looks:
-                work = BlockWork(self._jobs(part, how), Nowhere(), how)
+                jobs = self._jobs(part, how)
                 with self.quick():
-                    walk_blocks(self.model, self.material.inputs(calibration), work)
-                continue
+                    walk_blocks(self.model, self.material.inputs(calibration), BlockWork(jobs, Nowhere(), how))
+                seen = {job.decision.tensor for job in jobs.values()}
+            else:
+                seen = set()
             for item in part:
-                if not item.treatment.idle:
+                if not item.treatment.idle and item.tensor not in seen:
                     weight = self.parameters[item.tensor].detach().to(self.dtypes[item.tensor])
                     self._put(item.tensor, treated_tensor(weight, item, how, self.config))
 

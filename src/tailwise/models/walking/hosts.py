@@ -17,7 +17,7 @@ from tailwise.checkpoints.hub import parse_hub
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
-from tailwise.models.evaluation.gguf_files import told
+from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
 from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
@@ -129,8 +129,8 @@ def _address(name: str) -> tuple[str, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path), None
-    if path.is_file():
-        return str(path.parent), None
+    if path.is_file():  # of several GGUF files in a folder, the one that is named
+        return str(path if gguf_file_of(path) is not None else path.parent), None
     address = parse_hub(name, None)
     if address is None:
         raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
@@ -143,7 +143,8 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         with quiet():
             import transformers
 
-            config = config_of(place, revision, **told(place, "config.json"))
+            folder = str(Path(place).parent) if gguf_file_of(place) == Path(place) else place
+            config = config_of(folder, revision, **told(place, "config.json"))
     except ImportError as error:
         raise UsageError("calibration takes `transformers`", where=place, fix=how_to_get("eval")) from error
     except Exception as error:  # every config fails in its own way
