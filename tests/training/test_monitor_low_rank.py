@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tailwise as tw
-from tailwise.training.low_rank import core, spectral_norm, squared_change
+from tailwise.training.product_core import core, spectral_norm, squared_change
 
 
 @pytest.mark.parametrize("rank", [1, 2, 6, 40])

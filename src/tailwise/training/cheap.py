@@ -12,7 +12,7 @@ import torch
 
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.checkpoints.wrapped import is_sharded
-from tailwise.training.low_rank import Factors, core, spectral_norm, squared_change
+from tailwise.training.product_core import Factors, core, spectral_norm, squared_change
 
 if TYPE_CHECKING:
     from tailwise.checkpoints.matrices import WeightMatrix

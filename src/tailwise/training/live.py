@@ -14,7 +14,7 @@ from tailwise.checkpoints.wrapped import is_sharded, plain_name, refuse_flat, un
 from tailwise.core.errors import TailwiseError, UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.training.factor_names import is_factor
-from tailwise.training.lora import Adapter, adapters_in
+from tailwise.training.live_adapters import ActiveAdapter, adapters_in
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class MatrixGroup:
     tensors: tuple[str, ...]  # in the live model
     sources: tuple[MatrixSource, ...]
     nbytes: int
-    adapter: Adapter | None = None  # whose updates these are
+    adapter: ActiveAdapter | None = None  # whose updates these are
     norms_alone: bool = False  # factors of an adapter with too few singular values for a spectrum
 
     @property
@@ -108,7 +108,7 @@ class LiveModel:
         checkpoint.module_kinds = {plain_name(n): class_of(part) for n, part in self.module.named_modules()}
         return checkpoint
 
-    def _grouped(self, tensors: Tensors, adapters: list[Adapter]) -> tuple[tuple[MatrixGroup, ...], list[str]]:
+    def _grouped(self, tensors: Tensors, adapters: list[ActiveAdapter]) -> tuple[tuple[MatrixGroup, ...], list[str]]:
         self._adapted = {n: _meta(tensor) for n, tensor in tensors.items() if n.endswith(".base_layer.weight")}
         # Apart from the weight that they stand beside, of which they would pass for scales.
         factors = {name: tensor for name, tensor in tensors.items() if is_factor(name)}
@@ -120,7 +120,7 @@ class LiveModel:
         groups = [MatrixGroup(names, tuple(sources), _bytes(names, tensors)) for names, sources in by_tensors.items()]
         groups += self._factor_groups(factors)
         notes: list[str] = []
-        for adapter in adapters or [Adapter()]:
+        for adapter in adapters or [ActiveAdapter()]:
             try:
                 groups += self._adapter_group(adapter, tensors)
             except TailwiseError as error:
@@ -142,7 +142,7 @@ class LiveModel:
         grouped, _ = group(checkpoint, conv=self._recipe.conv, min_evals=min_evals)
         return [source for source in grouped if self._selection.takes(source.name, source.role)]
 
-    def _adapter_group(self, adapter: Adapter, tensors: Tensors) -> list[MatrixGroup]:
+    def _adapter_group(self, adapter: ActiveAdapter, tensors: Tensors) -> list[MatrixGroup]:
         own = adapter.own(tensors)
         if not own:
             return []

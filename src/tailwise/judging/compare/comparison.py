@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.core.shown import Brief, Shown, brief
 from tailwise.core.synonyms import known_name
+from tailwise.judging.compare.summary import WITH_ERROR
 
 if TYPE_CHECKING:
     from tailwise.audits.table import Table
-
-#: Metrics whose changes have an error to be held against.
-WITH_ERROR = ("alpha", "alpha_hill")
 
 
 @dataclass(frozen=True, repr=False)

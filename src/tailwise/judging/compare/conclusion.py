@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tailwise.judging.compare.comparison import WITH_ERROR
-from tailwise.judging.compare.summary import WELL_FIT
+from tailwise.judging.compare.summary import WELL_FIT, WITH_ERROR
 
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
@@ -41,6 +40,11 @@ def conclusion(comparison: Comparison) -> str:
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
         return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
+    return _of_those_that_moved(comparison, moved)
+
+
+def _of_those_that_moved(comparison: Comparison, moved: list[LayerDelta]) -> str:
+    of, lost = len(comparison.layers), _lost(comparison)
     fits = [layer for layer in comparison.layers if layer.trusted and not layer.identical and "alpha" in layer.deltas]
     bulk = sum(layer.of_bulk for layer in fits)
     if 2 * bulk > len(fits):

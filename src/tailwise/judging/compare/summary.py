@@ -9,6 +9,8 @@ from tailwise.audits.trusted import estimator_of, is_of_bulk, usable, value_of
 
 #: Statuses of matrices that should have numbers and do not.
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED", "UNSUPPORTED")
+#: Metrics whose changes have an error to be held against.
+WITH_ERROR = ("alpha", "alpha_hill")
 #: The band that HT-SR reads as well fitted, and the wider one over which a mean of alpha is taken.
 WELL_FIT = (2.0, 4.0)
 FITTED = (2.0, 6.0)

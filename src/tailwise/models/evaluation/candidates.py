@@ -17,8 +17,16 @@ import numpy as np
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_bytes
 from tailwise.models.evaluation.intervals import Values
-from tailwise.models.evaluation.score_pairs import NONE, compare_scores, paired
-from tailwise.models.evaluation.scores import Divergence, Interval, ScoreChange, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.score_pairs import compare_scores, paired
+from tailwise.models.evaluation.scores import (
+    NONE,
+    Divergence,
+    Interval,
+    ScoreChange,
+    ScoreComparison,
+    Scores,
+    TaskScore,
+)
 
 Evaluation = Scores | ScoreComparison
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +10,18 @@ from scipy.stats import norm
 
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.intervals import MIN_VALUES, Values, independent, mean_interval, sign_flip_p
-from tailwise.models.evaluation.scores import ENOUGH, ScoreChange, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.scores import (
+    BETTER,
+    ENOUGH,
+    NONE,
+    UNKNOWN,
+    WORSE,
+    ScoreChange,
+    ScoreComparison,
+    Scores,
+    TaskScore,
+)
 
-BETTER, WORSE, NONE, UNKNOWN = "better", "worse", "no difference seen", "not measured"
 #: Of pairs too few for any test to come out.
 FEW = "too few windows"
 #: A difference is called only where p is below this and the interval leaves out zero.
@@ -91,29 +99,3 @@ def _unpaired(name: str, model: TaskScore, base: TaskScore) -> ScoreChange:
     p = 2 * float(norm.sf(abs(change) / error)) if error else float(change == 0)
     verdict = _verdict(change, model.higher_is_better) if p < ALPHA else NONE
     return ScoreChange(name, base.value, model.value, change, (change - half, change + half), p, model.n, verdict)
-
-
-def in_one_sentence(found: ScoreComparison) -> str:
-    """`tuned is worse than base on this text: perplexity × 1.084 (95 %: 1.065 to 1.101).`; "" of nothing compared."""
-    who, base, change = found.model.model, found.base.model, found.perplexity
-    if change is None:
-        counts = Counter(one.verdict for one in found.tasks)
-        counted = ", ".join(f"{counts[word]} {word}" for word in (BETTER, WORSE, NONE, UNKNOWN) if counts[word])
-        return f"{who} against {base}, of what was measured: {counted}." if counted else ""
-    size = _times(found.ratio, change)
-    if change.verdict == WORSE:
-        return f"{who} is worse than {base} on this text{size}."
-    if change.verdict == BETTER:
-        return f"{who} is not hurt but better than {base} on this text{size}. Of other text this says nothing."
-    if change.verdict == NONE:
-        return f"No difference between {who} and {base} was seen on this text{size}; a small one may be there."
-    return f"No verdict on {who} against {base}: {change.verdict}."
-
-
-def _times(ratio: float | None, change: ScoreChange) -> str:
-    if ratio is None:
-        return ": its loss is not finite"
-    if change.interval is None:
-        return f": perplexity × {ratio:.4g}"
-    low, high = (math.exp(min(end, 700.0)) for end in change.interval)
-    return f": perplexity × {ratio:.4g} (95 %: {low:.4g} to {high:.4g})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ Interval = tuple[float, float]
 
 #: Windows below which intervals of correlated losses hold too seldom: see docs/finetune.md.
 ENOUGH = 100
+BETTER, WORSE, NONE, UNKNOWN = "better", "worse", "no difference seen", "not measured"
 
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
 DIVERGENCE_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -227,9 +229,7 @@ class ScoreComparison(Brief):
 
         `tuned is worse than base on this text: perplexity × 1.084 (95 %: 1.065 to 1.101).`
         """
-        from tailwise.models.evaluation.score_pairs import in_one_sentence
-
-        return in_one_sentence(self)
+        return _in_one_sentence(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without NaN."""
@@ -325,3 +325,29 @@ def _pair(value: Any) -> Interval | None:
 
 def _change(data: Mapping[str, Any]) -> ScoreChange:
     return ScoreChange(**{**_known(ScoreChange, data), "interval": _pair(data.get("interval"))})
+
+
+def _in_one_sentence(found: ScoreComparison) -> str:
+    """`tuned is worse than base on this text: perplexity × 1.084 (95 %: 1.065 to 1.101).`; "" of nothing compared."""
+    who, base, change = found.model.model, found.base.model, found.perplexity
+    if change is None:
+        counts = Counter(one.verdict for one in found.tasks)
+        counted = ", ".join(f"{counts[word]} {word}" for word in (BETTER, WORSE, NONE, UNKNOWN) if counts[word])
+        return f"{who} against {base}, of what was measured: {counted}." if counted else ""
+    size = _times(found.ratio, change)
+    if change.verdict == WORSE:
+        return f"{who} is worse than {base} on this text{size}."
+    if change.verdict == BETTER:
+        return f"{who} is not hurt but better than {base} on this text{size}. Of other text this says nothing."
+    if change.verdict == NONE:
+        return f"No difference between {who} and {base} was seen on this text{size}; a small one may be there."
+    return f"No verdict on {who} against {base}: {change.verdict}."
+
+
+def _times(ratio: float | None, change: ScoreChange) -> str:
+    if ratio is None:
+        return ": its loss is not finite"
+    if change.interval is None:
+        return f": perplexity × {ratio:.4g}"
+    low, high = (math.exp(min(end, 700.0)) for end in change.interval)
+    return f": perplexity × {ratio:.4g} (95 %: {low:.4g} to {high:.4g})"

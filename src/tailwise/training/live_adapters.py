@@ -22,7 +22,7 @@ _BASE = ".base_layer.weight"
 
 
 @dataclass(frozen=True)
-class Adapter:
+class ActiveAdapter:
     """A LoRA adapter that is active; without a name, factors that peft knows nothing of."""
 
     name: str = ""
@@ -58,9 +58,9 @@ class Adapter:
         return f"{self.prefix}{layer}" if self.name else f"{layer}{CHANGE}"
 
 
-def adapters_in(module: torch.nn.Module) -> list[Adapter]:
+def adapters_in(module: torch.nn.Module) -> list[ActiveAdapter]:
     """The active adapters of peft, wherever in the model they were put, one for each module that has some."""
-    found: list[Adapter] = []
+    found: list[ActiveAdapter] = []
     taken: list[str] = []
     for path, part in module.named_modules():
         prefix = plain_name(f"{path}.") if path else ""
@@ -68,7 +68,7 @@ def adapters_in(module: torch.nn.Module) -> list[Adapter]:
             continue
         taken.append(prefix)
         name, settings = _active(part)
-        found += [Adapter(name, prefix, settings)] if name else []
+        found += [ActiveAdapter(name, prefix, settings)] if name else []
     return found
 
 
