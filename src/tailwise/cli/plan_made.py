@@ -78,9 +78,10 @@ _OF_BOTH = (
     Option("bos", Bos, Begin.auto, panel=TRY),
     Option(
         "objective",
-        Objective,
-        Objective.kl,
-        "What auto makes small: kl, the divergence from the dense model's predictions, or loss. Images: loss.",
+        Objective | None,
+        None,
+        "What auto makes small: kl (the default), the divergence from the dense model's predictions, or loss. "
+        "Images: loss.",
         panel=TRY,
     ),
     Option("roles", Roles, None),
@@ -180,7 +181,9 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
     request: Request | QuantizeRequest = asked(given, "uniform" if allocator == AUTO else allocator)
     target = None if given["dry_run"] else target_of(given["output"], given["as_json"])
     text = text_of(given["calibration"], windows_of(given), given["device"], given["executor"])
-    text = text and replace(text, objective=given["objective"].value if allocator == AUTO else None)
+    text = text and replace(
+        text, objective=given["objective"].value if given["objective"] and allocator == AUTO else None
+    )
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
     audit, finish = planned_from(source)
     if text is not None:
