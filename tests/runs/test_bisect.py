@@ -102,7 +102,7 @@ def test_a_rule_that_needs_permutations_gets_them(make_run):
 
 def test_where_the_rule_cannot_look_counts_as_silence_but_not_at_the_last_step(make_run):
     found = find(make_run((1, 2)))
-    with pytest.raises(UsageError, match="TW401 cannot look at the last step, 2: no role has 5 blocks"):
+    with pytest.raises(UsageError, match="TW401 cannot be evaluated at the last step, 2: no role has 5 blocks"):
         bisect([1, 2], Judge(found, "TW401"))
     judge = Judge([*found, found[-1]], "TW401")
     assert judge(0) == frozenset()

@@ -70,7 +70,7 @@ class Options:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, but=("rules", "sinks"))
         check_least(self, full_every=1, first_step=0, snapshot_bytes=1)
         for name in ("rules", "sinks"):
             given = getattr(self, name)

@@ -46,17 +46,17 @@ def test_auto_tries_every_family_side_by_side_and_keeps_what_loses_least(audit, 
     plan = planned(audit, Request(0.6), text=text, clock=Clock(5))
     tried = {row["allocator"] for row in plan.tried}
     assert {"uniform", "depth", "owl", "dlp", "alpha", "alpha-role", "entropy"} <= tried
-    judged = [row for row in plan.tried if "guard_loss" in row]
+    judged = [row for row in plan.tried if "guard_kl" in row]
     [kept] = [row for row in plan.tried if row["kept"]]
-    assert kept["guard_loss"] == min(row["guard_loss"] for row in judged)
-    losses = {repr(sorted(row.items(), key=str)): row["search_loss"] for row in plan.tried}
+    assert kept["guard_kl"] == min(row["guard_kl"] for row in judged)
+    losses = {repr(sorted(row.items(), key=str)): row["search_kl"] for row in plan.tried}
     assert len(losses) == len(plan.tried)
 
 
 def test_the_losses_of_the_same_settings_are_the_same_there_and_here(audit, text):
     def losses(how):
         plan = planned(audit, Request(0.6), text=how, clock=Clock(1e-6 if how.executor == "local" else 4))
-        return {(r["allocator"], r.get("beta")): r["search_loss"] for r in plan.tried if r["allocator"] == "depth"}
+        return {(r["allocator"], r.get("beta")): r["search_kl"] for r in plan.tried if r["allocator"] == "depth"}
 
     there, found = losses(text), losses(here(text))
     assert found

@@ -39,7 +39,7 @@ class ApplyOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_least(self, samples=1, window=2, seed=0, batch=1, multiple=1, workers=1)
+        check_least(self, samples=1, window=2, seed=0, batch=1, workers=1)
 
     @property
     def draw(self) -> Draw:

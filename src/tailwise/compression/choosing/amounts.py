@@ -35,7 +35,8 @@ class AllocatorSettings:
     width: float | None = None  # half the range of `owl` (λ, 0.08) and `dlp` (0.15)
 
     def __post_init__(self) -> None:
-        check_fields(self, but=("mapping",) if isinstance(self.mapping, str) else ())
+        # What was measured says itself, by tensor or block, which number is none.
+        check_fields(self, but=("statistics", "losses", *(("mapping",) if isinstance(self.mapping, str) else ())))
         if self.mapping not in MAPPINGS:
             raise UsageError(f"there is no mapping {self.mapping!r}", fix=f"choose {', '.join(MAPPINGS)}")
         if not 0.0 <= self.tau <= 1.0:

@@ -134,7 +134,7 @@ class FormatSettings:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, but=("errors", "losses"))  # which say themselves, by tensor, what number is none
         if not math.isfinite(self.gamma):
             raise UsageError(f"gamma is {self.gamma:g}", fix="give a number; published: 1, and up to 200")
         if self.tau is not None and not 0.0 <= self.tau < 1.0:

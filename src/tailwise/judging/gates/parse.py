@@ -17,7 +17,7 @@ from typing import Any
 
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
-from tailwise.core.harmless import pattern_from_file
+from tailwise.core.harmless import pattern_from_file, shortened
 from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
 from tailwise.core.validation import checked
@@ -168,7 +168,7 @@ class _TomlReader:
         bounds = None if match is None else self._limits(match["rest"])
         if match is None or bounds is None:
             fix = 'write it as "alpha in [2, 6]", "|delta.alpha| < 0.5 against baseline" or "no finding above warning"'
-            raise self._error(f"{text!r} is not understood", fix)
+            raise self._error(f"{shortened(text, 1000)!r} is not understood", fix)
         kind = match["kind"] or "metric"
         if match["bar"] and kind != "delta":
             raise self._error(f"{text!r}: only a change has a size", "write |delta.alpha|, or leave the bars out")
