@@ -63,7 +63,8 @@ def test_a_judged_plan_is_what_applying_it_gives(llama, audit, tokens, tmp_path,
 
 @pytest.mark.parametrize("operator", ["rtn", "gptq"])
 def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit, tokens, operator) -> None:
-    plan = planned(audit, _request(operator=operator), text=_text(tokens), clock=_ticking(600))
+    # Between the formats: where one holds the budget, uniform, depth and α are one plan, which is tried once.
+    plan = planned(audit, _request(4.0, operator=operator), text=_text(tokens), clock=_ticking(600))
     judged = [row for row in plan.tried if "guard_kl" in row]
     kept = [row for row in plan.tried if row["kept"]]
     assert len(kept) == 1
@@ -236,7 +237,7 @@ def test_two_plans_become_one(call, audit, tmp_path) -> None:
     code, out, _ = call("plan", "combine", paths[0], paths[1], "-o", paths[2])
     assert code == 0
     assert "requested 0.5" in out
-    assert "asked 3.5" in out
+    assert "requested 3.5" in out
     assert Plan.load(paths[2]).kind == "prune+quantize"
     code, _, err = call("plan", "combine", paths[1], paths[0], "-o", str(tmp_path / "no.json"))
     assert code == 2

@@ -14,7 +14,7 @@ from tailwise.compression.plans.budget import Budget, Vector
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
-from tailwise.core.validation import check_fields
+from tailwise.core.validation import check, check_fields
 
 Mapping3 = Literal["block", "matrix", "mixed"]
 MAPPINGS = ("block", "matrix", "mixed")
@@ -37,6 +37,8 @@ class AllocatorSettings:
     def __post_init__(self) -> None:
         # What was measured says itself, by tensor or block, which number is none.
         check_fields(self, but=("statistics", "losses", *(("mapping",) if isinstance(self.mapping, str) else ())))
+        for name in ("statistics", "losses"):
+            check(name, getattr(self, name), Mapping | None)
         if self.mapping not in MAPPINGS:
             raise UsageError(f"there is no mapping {self.mapping!r}", fix=f"choose {', '.join(MAPPINGS)}")
         if not 0.0 <= self.tau <= 1.0:

@@ -15,7 +15,7 @@ from tailwise.compression.plans.budget import Vector
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.core.errors import UsageError
 from tailwise.core.registry import Registry
-from tailwise.core.validation import check_fields
+from tailwise.core.validation import check, check_fields
 
 #: How far below its budget an assignment may stay, relative, tried one after another: few tensors and few formats
 #: cannot come near to every budget.
@@ -135,6 +135,8 @@ class FormatSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, but=("errors", "losses"))  # which say themselves, by tensor, what number is none
+        for name in ("errors", "losses"):
+            check(name, getattr(self, name), Mapping | None)
         if not math.isfinite(self.gamma):
             raise UsageError(f"gamma is {self.gamma:g}", fix="give a number; published: 1, and up to 200")
         if self.tau is not None and not 0.0 <= self.tau < 1.0:

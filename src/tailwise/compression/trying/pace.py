@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Products in fewer bits are taken where they need at most this part of the time,
 _FASTER = 0.8
+#: where a pass takes this many seconds: of less, timing says little and little is gained,
+_WORTH = 0.05
 #: and where the loss of a window is within this, in nats a token.
 _CLOSE = 0.02
 #: Shares of a budget: of one trial, of the pass that looks at inputs, and of judging one plan (inputs, then scores).
@@ -45,6 +47,8 @@ def pace_of(model: nn.Module, window: torch.Tensor, read: Callable[[], float]) -
         return read() - began, loss
 
     exact, own = timed()
+    if exact < _WORTH:
+        return Pace(exact, exact)
     if device_of(model).type != "cpu" or next(model.parameters()).dtype != torch.float32 or not _multiplies_bf16():
         return Pace(exact, exact)
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
