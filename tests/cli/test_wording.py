@@ -33,7 +33,8 @@ OF_COMMANDS = {
     "count",
 }
 #: Of another tool.
-THEIRS = {"layer-config"}
+#: Options of other programs: AutoRound's, llama-quantize's.
+THEIRS = {"layer-config", "imatrix", "allow-requantize", "tensor-type-file"}
 
 
 @pytest.mark.parametrize(

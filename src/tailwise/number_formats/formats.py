@@ -142,7 +142,10 @@ def _parsed(text: str) -> NumberFormat:
     base, *suffixes = text.strip().lower().split("-")
     base = OTHER_NAMES.get(base, base)
     if (mix := re.fullmatch(r"(i?q[2-6]_k)_[sml]|(i?q[2-4])_[ml]", base)) is not None:
-        fix = "name its types, and a budget says how much of each: --formats q4_k,q5_k,q6_k --bytes SIZE"
+        fix = (
+            "name its types, and a budget says how much of each: --formats q4_k,q5_k,q6_k --bytes SIZE; "
+            "llama-quantize makes the mix itself"
+        )
         raise UsageError(f"{mix[0].upper()} is a mix of types and no type", where=text, fix=fix)
     words = _Suffixes(text, suffixes)
     if base not in FORMATS and base in ADDED:
