@@ -32,7 +32,6 @@ OF_COMMANDS = {
     "json",
     "count",
 }
-#: Of another tool.
 #: Options of other programs: AutoRound's, llama-quantize's.
 THEIRS = {"layer-config", "imatrix", "allow-requantize", "tensor-type-file"}
 
