@@ -95,9 +95,15 @@ def _nothing_for_later_processes():
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(command_line, monkeypatch, tmp_path):
     """Run a command line in the test's own folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
+    return command_line
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Run a command line where the test is: (exit code, stdout, stderr)."""
 
     def run_it(*arguments: object) -> tuple[int, str, str]:
         from tailwise.cli.main import run

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 import tailwise as tw
 from tailwise.audits.of_adapter import adapter_mode
-from tailwise.cli.main import run
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.judging.compare.difference import difference
 
@@ -39,16 +38,16 @@ def folders(tmp_path, monkeypatch):
     return olds, changes
 
 
-def called(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["tailwise", *words])
+@pytest.fixture
+def called(command_line, monkeypatch):
+    """Run a command line on a wide terminal: (exit code, all that it said)."""
     monkeypatch.setenv("COLUMNS", "300")
-    code = 0
-    try:
-        run()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out + said.err
+
+    def run_it(*words: str) -> tuple[int, str]:
+        code, out, err = command_line(*words)
+        return code, out + err
+
+    return run_it
 
 
 def test_the_change_of_a_merged_adapter_is_its_update(folders, tmp_path):
@@ -84,44 +83,42 @@ def test_older_audits_are_told_by_their_rows(folders):
     assert adapter_mode(tw.audit("base")) is None
 
 
-def test_the_command_merges_an_adapter_beside_a_model(folders, monkeypatch, capsys):
-    code, said = called(monkeypatch, capsys, "compare", "base", "lora", "--weights")
+def test_the_command_merges_an_adapter_beside_a_model(folders, called):
+    code, said = called("compare", "base", "lora", "--weights")
     assert code == 0
     assert "2 of 2 matrices" in said
     assert "missing" not in said
     assert "‖ΔW‖/‖W₀‖ is" in said
     tw.audit("base").save("base.audit")
-    assert "2 of 2 matrices" in called(monkeypatch, capsys, "compare", "base.audit", "lora")[1]
+    assert "2 of 2 matrices" in called("compare", "base.audit", "lora")[1]
     # Two adapters are compared as the changes that they are.
-    assert "Nothing changed" in called(monkeypatch, capsys, "compare", "lora", "lora")[1]
+    assert "Nothing changed" in called("compare", "lora", "lora")[1]
 
 
-def test_an_adapter_whose_base_is_elsewhere_is_to_be_audited_first(folders, tmp_path, monkeypatch, capsys):
+def test_an_adapter_whose_base_is_elsewhere_is_to_be_audited_first(folders, tmp_path, called):
     place = tmp_path / "lora" / "adapter_config.json"
     place.write_text(place.read_text().replace('"base"', '"/gone/base"'))
-    code, said = called(monkeypatch, capsys, "compare", "base", "lora")
+    code, said = called("compare", "base", "lora")
     assert code == 2
     assert "no folder here" in said
     assert "tailwise audit lora --adapter merged --base MODEL -o x.audit" in said
-    assert (
-        called(monkeypatch, capsys, "audit", "lora", "--adapter", "merged", "--base", "base", "-o", "x.audit")[0] == 0
-    )
-    code, said = called(monkeypatch, capsys, "compare", "base", "x.audit", "--weights")
+    assert called("audit", "lora", "--adapter", "merged", "--base", "base", "-o", "x.audit")[0] == 0
+    code, said = called("compare", "base", "x.audit", "--weights")
     assert code == 0
     assert "lora is an adapter, merged into base" in said
     assert "read in two ways" not in said
 
 
-def test_an_audit_of_a_change_says_so_and_replaces_no_other(folders, monkeypatch, capsys, tmp_path):
-    assert called(monkeypatch, capsys, "audit", "lora", "--adapter", "merged")[0] == 0
-    code, said = called(monkeypatch, capsys, "audit", "lora")
+def test_an_audit_of_a_change_says_so_and_replaces_no_other(folders, called, tmp_path):
+    assert called("audit", "lora", "--adapter", "merged")[0] == 0
+    code, said = called("audit", "lora")
     assert code == 0
     assert "the adapter's change of W alone" in said
     assert "--adapter merged" in said
     modes = {path.name: adapter_mode(tw.Audit.load(path)) for path in tmp_path.glob("*.audit")}
     assert modes.pop("lora.audit") == "merged"
     assert list(modes.values()) == ["delta"]
-    assert called(monkeypatch, capsys, "audit", "lora")[0] == 0  # the same question again
+    assert called("audit", "lora")[0] == 0  # the same question again
     assert len(list(tmp_path.glob("*.audit"))) == 2
 
 

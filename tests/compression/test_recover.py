@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from tiny_models import VOCABULARY, inputs_for, plan_for, saved
+from tiny_models import VOCABULARY, inputs_for, learnable, plan_for, saved
 from typer.testing import CliRunner
 
 from tailwise.checkpoints.open import open_checkpoint
@@ -29,12 +29,6 @@ WINDOW = 16
 FAST = {"window": WINDOW, "steps": 20, "lr": 1e-2, "batch": 4}
 
 
-def ids(count: int = 60) -> np.ndarray:
-    """Tokens that a model can learn: each is the one before it plus one, but for one in ten."""
-    steps = np.where(np.random.default_rng(0).random(count * WINDOW) < 0.1, 7, 1)
-    return np.cumsum(steps) % VOCABULARY
-
-
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
     """In bfloat16 and several shards."""
@@ -47,21 +41,21 @@ def pruned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masked(pruned, tmp_path_factory):
-    return recover(pruned, ids(), tmp_path_factory.mktemp("masked") / "out", options=RecoverOptions(**FAST))
+    return recover(pruned, learnable(WINDOW), tmp_path_factory.mktemp("masked") / "out", options=RecoverOptions(**FAST))
 
 
 @pytest.fixture(scope="module")
 def lora(pruned, tmp_path_factory):
     pytest.importorskip("peft")
     options = RecoverOptions(**FAST, method="lora", rank=4)
-    return recover(pruned, ids(), tmp_path_factory.mktemp("lora") / "out", options=options)
+    return recover(pruned, learnable(WINDOW), tmp_path_factory.mktemp("lora") / "out", options=options)
 
 
 @pytest.fixture(scope="module")
 def merged(pruned, tmp_path_factory):
     pytest.importorskip("peft")
     options = RecoverOptions(**FAST, method="lora", rank=4, merge=True)
-    return recover(pruned, ids(), tmp_path_factory.mktemp("merged") / "out", options=options)
+    return recover(pruned, learnable(WINDOW), tmp_path_factory.mktemp("merged") / "out", options=options)
 
 
 def tensors_of(folder):
@@ -106,7 +100,7 @@ def test_what_was_written_is_what_was_scored(masked):
     from tailwise.models.evaluation.loading import load_model
     from tailwise.models.evaluation.losses import window_losses
 
-    split = split_text(ids(), None, WINDOW)
+    split = split_text(learnable(WINDOW), None, WINDOW)
     again = window_losses(load_model(str(masked.output)).module, split.held_out)
     assert again == pytest.approx(np.array(masked.after.losses), abs=1e-6)
 
@@ -150,7 +144,7 @@ def test_the_numbers_lie_beside_the_weights(masked):
 
 
 def test_the_same_seed_and_steps_give_the_same_bytes(pruned, masked, tmp_path):
-    again = recover(pruned, ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+    again = recover(pruned, learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
     one, other = tensors_of(masked.output), tensors_of(again.output)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -164,7 +158,7 @@ def test_other_architectures_and_tied_embeddings_keep_their_zeros(tmp_path, kind
         folder = saved(kind, tmp_path / "dense")
         apply(plan_for(folder, sparsity=0.6), folder, tmp_path / "pruned")
     options = RecoverOptions(**{**FAST, "steps": 6}, **how)
-    found = recover(tmp_path / "pruned", ids(), tmp_path / "out", options=options)
+    found = recover(tmp_path / "pruned", learnable(WINDOW), tmp_path / "out", options=options)
     before, after = tensors_of(tmp_path / "pruned"), tensors_of(tmp_path / "out")
     assert found.sparsity[1] == pytest.approx(found.sparsity[0], abs=1e-9)
     assert all(not after[name][value == 0].any() for name, value in before.items() if value.ndim > 1)
@@ -188,13 +182,13 @@ def trainer_of(folder):
     from tailwise.models.evaluation.loading import load_model
 
     model = load_model(str(folder), dtype="float32").module
-    split = split_text(ids(), None, WINDOW)
+    split = split_text(learnable(WINDOW), None, WINDOW)
     return Trainer(model, dict(model.named_parameters()), {}, split.train, split.guard)
 
 
 def test_a_rate_that_helps_nothing_is_told_and_nothing_is_written(masked, tmp_path):
     with pytest.raises(UsageError, match="no step made it better") as caught:
-        recover(masked.output, ids(), tmp_path / "out", options=RecoverOptions(**{**FAST, "lr": 1e6}))
+        recover(masked.output, learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**{**FAST, "lr": 1e6}))
     assert "lower --lr" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(pruned, monkeypatch):
 def test_it_ends_when_the_time_is_over(pruned, tmp_path, monkeypatch):
     monkeypatch.setattr(train_loop, "PATIENCE", 10**6)  # a machine that is free sees its best state within the time
     options = RecoverOptions(**{**FAST, "steps": 10**6}, seconds=1.0)
-    found = recover(pruned, ids(), tmp_path / "out", options=options)
+    found = recover(pruned, learnable(WINDOW), tmp_path / "out", options=options)
     assert found.training.ended == "the time was over"
     assert found.training.seconds < 5
 
@@ -257,11 +251,11 @@ def test_of_one_run_of_tokens_the_last_are_kept_out():
 
 def test_too_little_text_is_told(pruned, tmp_path):
     with pytest.raises(UsageError, match="fills 20 windows of 16 tokens; recovery takes 26"):
-        recover(pruned, ids(20), tmp_path / "out", options=RecoverOptions(**FAST))
+        recover(pruned, learnable(WINDOW, 20), tmp_path / "out", options=RecoverOptions(**FAST))
 
 
 def test_a_model_that_is_not_pruned_is_only_fine_tuned_and_that_is_said(pruned, tmp_path):
-    found = recover(pruned.with_name("dense"), ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+    found = recover(pruned.with_name("dense"), learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
     assert any("it is not pruned" in note for note in found.notes)
 
 
@@ -270,14 +264,14 @@ def test_a_model_that_is_not_causal_is_refused(tmp_path, kind):
     with quiet():
         folder = saved(kind, tmp_path / "model")
     with pytest.raises(UsageError, match=r"causal|later tokens|takes images"):
-        recover(folder, ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+        recover(folder, learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
 
 
 def test_a_model_of_low_rank_is_not_given_a_full_one(pruned, tmp_path):
     folder = pruned.with_name("dense")
     apply(plan_for(folder, operator="low_rank"), folder, tmp_path / "low")
     with pytest.raises(UsageError, match="of low rank"):
-        recover(tmp_path / "low", ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+        recover(tmp_path / "low", learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
 
 
 @pytest.mark.parametrize(
@@ -298,12 +292,14 @@ def test_a_wrong_request_is_told_before_anything_is_read(wrong, said):
 def test_an_output_that_is_there_is_left_alone(pruned, tmp_path):
     shutil.copytree(pruned, tmp_path / "out")
     with pytest.raises(UsageError, match="is there already"):
-        recover(pruned, ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+        recover(pruned, learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
 
 
 def test_a_window_longer_than_the_model_is_told(pruned, tmp_path):
     with pytest.raises(UsageError, match="positions"):
-        recover(pruned, np.tile(ids(), 9), tmp_path / "out", options=RecoverOptions(**{**FAST, "window": 128}))
+        recover(
+            pruned, np.tile(learnable(WINDOW), 9), tmp_path / "out", options=RecoverOptions(**{**FAST, "window": 128})
+        )
 
 
 def test_a_kill_leaves_nothing_behind(pruned, tmp_path, monkeypatch):
@@ -312,7 +308,7 @@ def test_a_kill_leaves_nothing_behind(pruned, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        recover(pruned, ids(), tmp_path / "out", options=RecoverOptions(**FAST))
+        recover(pruned, learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -324,7 +320,7 @@ def test_the_command_prints_quality_before_and_after(pruned, tmp_path):
 
     app = typer.Typer()
     app.command()(command)
-    np.save(tmp_path / "ids.npy", ids())
+    np.save(tmp_path / "ids.npy", learnable(WINDOW))
     given = [str(pruned), "--text", tmp_path / "ids.npy", "-o", tmp_path / "out", "--steps", 12, "--lr", "0.01",
              "--window", WINDOW]  # fmt: skip
     result = CliRunner().invoke(app, [str(item) for item in given])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, plan_for, saved
+from tiny_models import learnable, plan_for, saved
 
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.recovery.control import held_against
@@ -29,12 +29,6 @@ WINDOW = 16
 FAST = {"window": WINDOW, "steps": 12, "lr": 1e-2, "batch": 4}
 
 
-def ids(count: int = 60) -> np.ndarray:
-    """Each token is the one before it plus one, but for one in ten."""
-    steps = np.where(np.random.default_rng(0).random(count * WINDOW) < 0.1, 7, 1)
-    return np.cumsum(steps) % VOCABULARY
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     found = tmp_path_factory.mktemp("models")
@@ -47,12 +41,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def controlled(place):
     options = RecoverOptions(**FAST, control=str(place / "dense"))
-    return recover(place / "pruned", ids(), place / "out", options=options)
+    return recover(place / "pruned", learnable(WINDOW), place / "out", options=options)
 
 
 def trainer_of(folder):
     model = load_model(str(folder), dtype="float32").module
-    split = split_text(ids(), None, WINDOW)
+    split = split_text(learnable(WINDOW), None, WINDOW)
     return Trainer(model, dict(model.named_parameters()), {}, split.train, split.guard)
 
 
@@ -116,7 +110,7 @@ def test_the_control_is_told_in_json_and_in_the_card(controlled):
 def test_an_adapter_has_a_control_with_an_adapter(place, tmp_path, merge):
     pytest.importorskip("peft")
     options = RecoverOptions(**FAST, method="lora", rank=4, merge=merge, control=str(place / "dense"))
-    found = recover(place / "pruned", ids(), tmp_path / "out", options=options)
+    found = recover(place / "pruned", learnable(WINDOW), tmp_path / "out", options=options)
     assert found.control.training.steps == found.training.steps
     assert found.control.comparison.model.perplexity < found.control.comparison.base.perplexity
 
@@ -154,7 +148,9 @@ def test_a_control_that_does_not_fit_is_told_before_anything_is_trained(place, t
         other = saved("bert", tmp_path / "bert")
     for wrong in (str(other), str(tmp_path / "nothing")):
         with pytest.raises(TailwiseError):
-            recover(place / "pruned", ids(), tmp_path / "out", options=RecoverOptions(**FAST, control=wrong))
+            recover(
+                place / "pruned", learnable(WINDOW), tmp_path / "out", options=RecoverOptions(**FAST, control=wrong)
+            )
     assert not (tmp_path / "out").exists()
 
 
@@ -215,7 +211,7 @@ def test_windows_are_as_many_as_the_time_allows(time):
 def test_fewer_windows_are_said(place, tmp_path, monkeypatch):
     monkeypatch.setattr(TimeBudget, "held_out", lambda *_, **__: 6)
     monkeypatch.setattr(TimeBudget, "guard", lambda *_, **__: 4)
-    found = recover(place / "pruned", ids(200), tmp_path / "out", options=RecoverOptions(**FAST))
+    found = recover(place / "pruned", learnable(WINDOW, 200), tmp_path / "out", options=RecoverOptions(**FAST))
     assert len(found.after.losses) == 6
     assert any("quality is measured on 6 of 20 windows" in note for note in found.notes)
 
@@ -225,7 +221,9 @@ def test_a_budget_counts_from_where_it_is_told(place, tmp_path):
 
     options = replace(RecoverOptions(**FAST), steps=10**6, seconds=5.0)
     try:
-        found = recover(place / "pruned", ids(), tmp_path / "out", options=options, began=clock.monotonic() - 1000)
+        found = recover(
+            place / "pruned", learnable(WINDOW), tmp_path / "out", options=options, began=clock.monotonic() - 1000
+        )
     except UsageError as error:  # one step may make nothing better
         assert "the time was over" in error.what  # noqa: PT017
     else:

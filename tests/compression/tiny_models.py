@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 WIDTH, BLOCKS, VOCABULARY = 32, 3, 96
@@ -87,3 +88,9 @@ def quantize(plan, model, output, options=None, progress=None):
     from tailwise.compression.applying.apply import apply
 
     return apply(plan, model, output, options=options, progress=progress)
+
+
+def learnable(window: int, count: int = 60) -> np.ndarray:
+    """Tokens that a model can learn: each is the one before it plus one, but for one in ten; `count` windows."""
+    steps = np.where(np.random.default_rng(0).random(count * window) < 0.1, 7, 1)
+    return np.cumsum(steps) % VOCABULARY

@@ -41,7 +41,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", WITH_BLOCKS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_page_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys, cache):
+def test_a_page_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys, command_line, cache):
     folder = tmp_path / "clean"
     folder.mkdir()
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,7 +55,9 @@ def test_a_page_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys, cac
     for block in BLOCKS[path]:
         if block.not_run is not None:
             continue
-        printed = run_shell(block, monkeypatch, capsys) if block.kind == "bash" else run_python(block, names, capsys)
+        printed = (
+            run_shell(block, monkeypatch, command_line) if block.kind == "bash" else run_python(block, names, capsys)
+        )
         if block.printed is not None:
             missing = [line for line in shown(block.printed) if line not in shown(printed)]
             assert not missing, f"{block.page}:{block.line} prints\n{printed}"
@@ -72,7 +74,7 @@ def run_python(block: Block, names: dict[str, object], capsys) -> str:
     return capsys.readouterr().out
 
 
-def run_shell(block: Block, monkeypatch, capsys) -> str:
+def run_shell(block: Block, monkeypatch, command_line) -> str:
     printed = ""
     for line in commands_in(block.body):
         words = shlex.split(line)
@@ -83,25 +85,13 @@ def run_shell(block: Block, monkeypatch, capsys) -> str:
             name, _, value = words[1].partition("=")
             monkeypatch.setenv(name, value)
         elif words[0] == "tailwise" and not set(words) & {"|", ">", "&&"}:
-            code, said = run_tailwise(words[1:], monkeypatch, capsys)
+            code, out, err = command_line(*words[1:])
+            said = out + err
             printed += said
             assert code == expected, f"{block.page}:{block.line}: {line} ends with {code}\n{said}"
         else:
             printed += run_other(block, line)
     return printed
-
-
-def run_tailwise(words: list[str], monkeypatch, capsys) -> tuple[int, str]:
-    from tailwise.cli.main import run
-
-    monkeypatch.setattr("sys.argv", ["tailwise", *words])
-    code = 0
-    try:
-        run()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out + said.err
 
 
 def run_other(block: Block, line: str) -> str:

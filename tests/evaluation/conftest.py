@@ -41,3 +41,19 @@ def story(tmp_path):
     path = tmp_path / "story.txt"
     path.write_text("the cat sat on the mat and saw a dog. " * 84 + "the end.")
     return path
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """A LoRA of the model in `folder` that changes it."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    from tailwise.models.evaluation.quiet import quiet
+
+    with quiet():
+        model = peft.get_peft_model(
+            transformers.AutoModelForCausalLM.from_pretrained(folder),
+            peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
+        )
+        model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"

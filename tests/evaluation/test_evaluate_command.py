@@ -9,7 +9,6 @@ import typer
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
-from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore
 from tailwise.models.evaluation.tasks import SUITES, expanded, mean_of
 
@@ -193,20 +192,6 @@ def test_a_suite_with_a_task_missing_has_no_mean():
     assert (found.value, found.n) == (0.5, 28)
     assert found.stderr == pytest.approx(0.07 / 7**0.5)
     assert expanded(("piqa", "alphapruning", "boolq")) == ("piqa", *SUITES["alphapruning"])
-
-
-@pytest.fixture
-def adapter(folder, tmp_path):
-    """A LoRA of the model in `folder` that changes it."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    with quiet():
-        model = peft.get_peft_model(
-            transformers.AutoModelForCausalLM.from_pretrained(folder),
-            peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
-        )
-        model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 def test_an_adapter_is_scored_in_its_base_and_says_what_it_is(command, folder, story, adapter):

@@ -10,21 +10,9 @@ import torch
 from tailwise.core.errors import UnreadableError, UnsafeError, UsageError
 from tailwise.models.evaluation.adapters import base_of
 from tailwise.models.evaluation.loading import load_model
-from tailwise.models.evaluation.quiet import quiet
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-
-
-@pytest.fixture
-def adapter(folder, tmp_path):
-    with quiet():
-        model = peft.get_peft_model(
-            transformers.AutoModelForCausalLM.from_pretrained(folder),
-            peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
-        )
-        model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 def changed(place, **values):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 
 import numpy as np
 import pytest
 
-from tailwise.cli.main import run
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.candidates import SIZES, side_by_side
 from tailwise.models.evaluation.divergence import _summary
@@ -58,17 +56,9 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def call(saved, monkeypatch, capsys):
-    monkeypatch.chdir(saved)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tailwise", *words])
-        with pytest.raises(SystemExit) as ended:
-            run()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return command
+def call(saved, call):
+    """A command line among the saved evaluations."""
+    return call
 
 
 def specs_in(page: str) -> dict:
