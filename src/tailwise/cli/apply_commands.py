@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.progress_bar import counted, now_and_then, shown
+from tailwise.cli.progress_bar import counted, shares
 from tailwise.cli.shared_options import Begin, Bos, Compute, Json, Option, command
 
 if TYPE_CHECKING:
@@ -224,28 +223,9 @@ def recover(
         force=force,
         control=control,
     )
-    with _training_bar() as say:
+    with shares("training") as say:
         recovered = recover_model(model, list(text), output, options=options, say=say, began=began)
     _deliver_recovered(recovered, as_json)
-
-
-@contextmanager
-def _training_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr that leaves nothing behind; where that is no terminal, a line now and then."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
-        task = bar.add_task("training", total=1.0)
-
-        def say(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
-            line(what, share)
-
-        yield say
 
 
 def _deliver_recovered(recovered: Recovered, as_json: bool) -> None:

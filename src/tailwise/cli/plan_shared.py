@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.audit_inputs import check_text_target, is_audit
-from tailwise.cli.progress_bar import shown
+from tailwise.cli.progress_bar import shares
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,10 +56,6 @@ PlanFile = Annotated[
 ]  # fmt: skip
 
 
-#: Seconds between lines of progress where stderr is no terminal.
-EVERY = 30.0
-
-
 @dataclass(frozen=True)
 class Windows:
     """How windows are cut from a text."""
@@ -100,42 +95,15 @@ def text_of(
 
 @contextmanager
 def saying() -> Iterator[Callable[[str, float], None]]:
-    """How far a search is, on stderr: a bar on a terminal, else a line now and then. What is said at 0 stays."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
-               TextColumn("{task.description}"))  # fmt: skip
-    with shown(Progress(*columns, console=console, transient=True, disable=not console.is_terminal)) as bar:
-        task, lines = bar.add_task("", total=1.0), RareLines(time.monotonic)
+    """How far a search is, on stderr; what is said at 0 is a line that stays."""
+    with shares() as show:
 
         def say(what: str, done: float) -> None:
             if done == 0.0:
-                console.print(what, highlight=False)
-            bar.update(task, description=what, completed=done)
-            if not console.is_terminal and (line := lines.after(what, done)) is not None:
-                typer.echo(line, err=True)
+                typer.echo(what, err=True)
+            show(what, done)
 
         yield say
-
-
-class RareLines:
-    """Lines of progress, at most one in `EVERY` seconds, with the time that is left at this rate."""
-
-    def __init__(self, read: Callable[[], float]) -> None:
-        self._read = read
-        self._began = self._last = read()
-
-    def after(self, what: str, done: float) -> str | None:
-        """The line, where it is time for one; `done` is a fraction."""
-        now = self._read()
-        if now - self._last < EVERY:
-            return None
-        self._last = now
-        spent = now - self._began
-        left = f", about {spent / done - spent:.0f} s left" if 0 < done < 1 else ""
-        return f"{100 * done:.0f} % after {spent:.0f} s{left}: {what}"
 
 
 def deliver(plan: Plan, target: str | None, as_json: bool, rows: int) -> None:

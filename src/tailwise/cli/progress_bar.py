@@ -134,6 +134,29 @@ def counted(label: Callable[[str], str] = str) -> Iterator[Callable[[str, int, i
 
 
 @contextmanager
+def shares(label: str = "") -> Iterator[Callable[[str, float], None]]:
+    """Takes what is done and how much of all, from 0 to 1: a bar on stderr that leaves nothing behind.
+
+    Where that is no terminal, a line now and then.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
+               TextColumn("{task.description}"))  # fmt: skip
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+        task = bar.add_task(label, total=1.0)
+
+        def say(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+            line(what, share)
+
+        yield say
+
+
+@contextmanager
 def progress_bar() -> Iterator[Show]:
     """A bar on stderr while the block runs; it leaves nothing behind."""
     from rich.console import Console
