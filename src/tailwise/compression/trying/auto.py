@@ -33,10 +33,12 @@ class Search(ABC):
         self.scorer, self.stage, self.clock = scorer, scorer.stage, scorer.clock
         self.untried: list[str] = []  # ways that the time did not reach
 
+    uniform: Plan  # the budget spread evenly
+
     @property
     @abstractmethod
-    def first(self) -> tuple[Way, ...]:
-        """What is tried and judged however short the time: uniform, then depth as it is by default."""
+    def always(self) -> tuple[Way, ...]:
+        """What is tried and judged beside uniform however short the time: depth as it is by default."""
 
     @abstractmethod
     def ways(self) -> Iterator[Sequence[Way]]:
@@ -76,11 +78,12 @@ def auto(search: Search) -> Plan:
     best known way and what was found are scored on windows that no step has seen, and the one with the least is kept.
     """
     scorer = search.scorer
-    scorer.say(_allowed(search), 0.0)
-    tried = _of_known_ways(search)
-    always = tried[: len(search.first)]
+    families = [list(family) for family in search.ways()]
+    scorer.say(_allowed(search, len(families)), 0.0)
+    always = _always(search)
+    tried = [*always, *_of_known_ways(search, families, always)]
     best = min(tried, key=lambda item: item.loss)
-    finalists = [*always, *best_of_each([item for item in tried if item not in always], scorer.finalists)]
+    finalists = [*always, *best_of_each(tried[len(always) :], scorer.finalists)]
     if not scorer.over:
         found = search.refine(_seen_anew(scorer, best))
         finalists += [found] if found.plan != best.plan else []
@@ -90,9 +93,9 @@ def auto(search: Search) -> Plan:
     return _final(search, kept, [*tried, *(item for item in finalists if item not in tried)])
 
 
-def _allowed(search: Search) -> str:
+def _allowed(search: Search, families: int) -> str:
     """What the time is enough for, before it is spent."""
-    scorer, count = search.scorer, len(search.first) + sum(1 for _ in search.ways())
+    scorer, count = search.scorer, 1 + len(search.always) + families
     pace = scorer.stage.pace
     if pace is None:
         return f"{count} known ways to try"
@@ -105,32 +108,37 @@ def _allowed(search: Search) -> str:
     )
 
 
-def _of_known_ways(search: Search) -> list[Scored]:
-    scorer = search.scorer
-    (name, settings), *others = search.first
-    plans = [plan for plan in (search.plan_of(name, settings),) if plan is not None]
-    tried = [scorer.opened(name, plans[0])]
-    scorer.judge(tried)
-    for way in others:
-        tried += _first_of(search, [way], tried)
-    families = [list(family) for family in search.ways()]
+def _always(search: Search) -> list[Scored]:
+    """Uniform, judged at once so that the time of a judgement is known, and what else is tried whatever the time."""
+    tried = [search.scorer.opened("uniform", search.uniform)]
+    search.scorer.judge(tried)
+    return tried + _first_of(search, search.always, tried)
+
+
+def _of_known_ways(search: Search, families: Sequence[Sequence[Way]], always: Sequence[Scored]) -> list[Scored]:
+    """Each once, the plan by the gradient, and other settings of those that did best, while there is time."""
+    scorer, tried = search.scorer, list[Scored]()
+
+    def try_new(ways: Sequence[Way]) -> None:
+        tried.extend(_first_of(search, ways, [*always, *tried]))
+
     if scorer.engine is not None:
-        tried += _first_of(search, [family[0] for family in families], tried)
+        try_new([family[0] for family in families])
     else:
         for family in families:
             if scorer.clock.share > _FIRST or scorer.over:
                 search.untried.append(family[0][0])
                 continue
-            tried += _first_of(search, family[:1], tried)
-    if not scorer.over and (estimated := search.by_gradient(tried[0])) is not None:
+            try_new(family[:1])
+    if not scorer.over and (estimated := search.by_gradient(always[0])) is not None:
         tried.append(estimated)
-    by_loss = {item.name: item.loss for item in sorted(tried, key=lambda item: -item.loss)}
+    by_loss = {item.name: item.loss for item in sorted([*always, *tried], key=lambda item: -item.loss)}
     promising = sorted(families, key=lambda family: by_loss.get(family[0][0], float("inf")))[:_PROMISING]
     for family in promising:
         for way in family[1:]:
             if scorer.clock.share > _MORE or scorer.over:
                 return tried
-            tried += _first_of(search, [way], tried)
+            try_new([way])
     return tried
 
 

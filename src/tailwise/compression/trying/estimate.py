@@ -34,10 +34,10 @@ def estimated_losses(
         if ends():
             break
         change = 0.0
-        for index, decision in variant.entries.items():
+        for decision in variant.entries.values():
             tensor, slope = decision.tensor, gradients[decision.tensor]
             if tensor not in now:
-                now[tensor] = _along(slope, trial.under(around.decisions[index]))
+                now[tensor] = _along(slope, trial.parameters[tensor].detach())  # as `around` has it, which is set
             change += _along(slope, trial.under(decision)) - now[tensor]
         found[variant.key] = change
         if progress is not None:

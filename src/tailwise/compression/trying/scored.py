@@ -18,15 +18,11 @@ from tailwise.compression.trying.estimate import estimated_losses
 from tailwise.compression.trying.material import Objective, RowScores
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
-from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings, Windows
+from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings
 from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
 
-#: What a change in one block costs beside a whole trial, on the mean: the blocks before it are not run.
-_PART = 0.6
-#: Share of the time that single tensors may be measured for, where a way to choose takes it.
-SWEEP = 0.5
 #: Plans that are scored anew on text that the search has not seen, beside the two that always are.
 _FINALISTS = 2
 
@@ -142,12 +138,11 @@ class PlanScorer:
         variants: Sequence[Variant],
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[Hashable, float]:
-        """As the function of this name, on the engine where there is one; `windows` are of the stage."""
+        """As the function of this name, on the engine where there is one; `windows` are those of the search."""
         if self.engine is None:
             return variant_losses(self.stage.trial, around, windows, variants, progress=progress)
         self.stage.trial.runs += len(variants)
-        name: Windows = "few" if windows is self.stage.few else "search"
-        return self.engine.variant_losses(TrialSettings(around, name), variants, progress)
+        return self.engine.variant_losses(TrialSettings(around, "search"), variants, progress)
 
     def judge(self, finalists: Iterable[Scored]) -> None:
         """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""

@@ -97,6 +97,7 @@ class AmountSearch(Search):
     def __init__(self, asked: Amounts, scorer: PlanScorer) -> None:
         super().__init__(scorer)
         self.asked, self.request = asked, asked.request
+        self.uniform = asked.around()
 
     @property
     def can_refine(self) -> bool:
@@ -106,19 +107,20 @@ class AmountSearch(Search):
 
     @property
     @override
-    def first(self) -> tuple[Way, ...]:
-        return (("uniform", {}), ("depth", {}))
+    def always(self) -> tuple[Way, ...]:
+        return (("depth", {}),)
 
     @override
     def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
-        return self.asked.around() if name == "uniform" else self.asked.by(name, settings)
+        return self.asked.by(name, settings)
 
     @override
     def ways(self) -> Iterator[Sequence[Way]]:
         given = self.request.settings
         scores = self.stage.scores
         yield [("owl", {"statistics": scores.outlier_ratios})]
-        yield [("depth", {"beta": self._beta(share)}) for share in _BETAS]
+        half = float(self.asked.by("depth", {}).settings["beta"])
+        yield [("depth", {"beta": half * 2 * share}) for share in _BETAS]
         yield [("dlp", {"statistics": scores.medians})]
         taus = (given["tau"],) if "tau" in given else _TAUS
         turned = {"reverse": True} if given.get("reverse") else {}
@@ -127,9 +129,6 @@ class AmountSearch(Search):
         yield [("alpha-role", {"tau": tau, **turned}) for tau in taus]
         # The manual and this project read entropy opposite ways.
         yield [("entropy", {"tau": tau, **way}) for tau in taus for way in ({}, {"reverse": True})]
-
-    def _beta(self, share: float) -> float:
-        return float(self.asked.by("depth", {}).settings["beta"]) * 2 * share
 
     @override
     def by_gradient(self, uniform: Scored) -> Scored | None:

@@ -20,7 +20,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.auto import Search, Way, auto
 from tailwise.compression.trying.descend import descended_formats
-from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
+from tailwise.compression.trying.layer_errors import Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
 from tailwise.compression.trying.scored import PlanScorer, Scored
@@ -124,7 +124,6 @@ class FormatSearch(Search):
         bare = replace(made.request, allocator="uniform", settings={})
         self.uniform, self.asked = plan_quantize(made.audit, bare), asked_of(made.audit, bare)
         self._believed: Losses | None = None
-        self._errors: ErrorTables | None = None
 
     @property
     def choices(self) -> Choices:
@@ -133,14 +132,16 @@ class FormatSearch(Search):
 
     @property
     @override
-    def first(self) -> tuple[Way, ...]:
-        return (("uniform", {}), *([("depth", {})] if len(self.choices.formats) > 1 else []))
+    def always(self) -> tuple[Way, ...]:
+        return (("depth", {}),) if len(self.choices.formats) > 1 else ()
 
     @override
     def ways(self) -> Iterator[Sequence[Way]]:
         if len(self.choices.formats) == 1:
             return
-        tables = self._tables()
+        self.scorer.tell("measuring errors of every format")
+        tables = error_tables(self.stage, self.uniform, self.choices.formats)
+        self._believed = believed_losses(self.choices, tables.output or tables.weight)
         if tables.output:
             yield [
                 ("outputs", {"losses": tables.output}),
@@ -155,24 +156,13 @@ class FormatSearch(Search):
         yield [("alpha", {}), *(("alpha", {"tau": tau}) for tau in _TAUS)]
         yield [("alphaq", {"gamma": gamma}) for gamma in _GAMMAS]
 
-    def _tables(self) -> ErrorTables:
-        if self._errors is None:
-            self.scorer.tell("measuring errors of every format")
-            self._errors = error_tables(self.stage, self.uniform, self.choices.formats)
-            self._believed = believed_losses(self.choices, self._errors.output or self._errors.weight)
-        return self._errors
-
     @override
     def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
-        if name == "uniform":
-            return self.uniform
-        return self._plan(name, {key: value for key, value in settings.items() if key not in _TOLD})
-
-    def _plan(self, allocator: str, settings: Mapping[str, Any]) -> Plan | None:
+        told = {key: value for key, value in settings.items() if key not in _TOLD}
         try:
-            return plan_quantize(self.audit, replace(self.request, allocator=allocator, settings=settings))
+            return plan_quantize(self.audit, replace(self.request, allocator=name, settings=told))
         except UsageError:
-            if allocator in ("distortion", "outputs", "sensitivity"):  # a group that no input reached has no error
+            if name in ("distortion", "outputs", "sensitivity"):  # a group that no input reached has no error
                 return None
             raise
 

@@ -65,7 +65,7 @@ def measured_losses(
                 variants.append(Variant(key, {index: decision.but(sparsity=level)}))
     chosen_way = measure or partial(_by_trial, trial)
     measured = chosen_way(around, windows, variants, progress)
-    return {**losses, **measured}  # type: ignore[dict-item]
+    return {**losses, **measured}  # type: ignore[dict-item]  # keys are those of the variants above
 
 
 def _by_trial(

@@ -64,7 +64,6 @@ class Stage:
     trial: Trial
     looked: torch.Tensor  # (n, window), what statistics are taken from
     search: torch.Tensor  # of these, what every trial is scored on
-    few: torch.Tensor  # half of `search`, for what is measured often
     guard: torch.Tensor
     scores: BlockScores
     options: StageOptions
@@ -150,7 +149,6 @@ def _set_up(
         trial,
         looked,
         search,
-        search[: max(1, len(search) // 2)],
         guard,
         scores,
         options,

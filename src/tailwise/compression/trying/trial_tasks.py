@@ -29,7 +29,7 @@ from tailwise.core.execution.executor import engine_of, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
 from tailwise.core.recipe import RunOptions
 
-Windows = Literal["search", "few", "guard"]  # of a `Stage`
+Windows = Literal["search", "guard"]  # of a `Stage`
 Entries = Mapping[int, Decision]  # place in the plan → the entry instead
 #: Trials in one task at most: neighbours often differ from the same block on, and a worker keeps what comes before.
 _MOST = 8
