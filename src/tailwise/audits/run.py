@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
@@ -176,7 +176,7 @@ _OLD = {"dtype": "precision", "replicas": "randomize"}
 
 
 def _rename(settings: AuditSettings) -> None:
-    taken: dict[str, Any] = settings  # type: ignore[assignment]
+    taken = cast("dict[str, Any]", settings)
     for old, new in _OLD.items():
         if old in taken:
             warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -52,7 +53,7 @@ def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluati
     for entry in entries[:_MOST]:
         path = entry.path
         try:
-            found[entry.title] = context.workspace.keep(entry.id, "evaluation", lambda path=path: read_evaluation(path))  # type: ignore[misc]
+            found[entry.title] = context.workspace.keep(entry.id, "evaluation", partial(read_evaluation, path))
         except TailwiseError as error:
             broken.append((entry.title, error.what))
         except Exception:  # whatever one file holds, the page shows the others

@@ -169,8 +169,8 @@ def _kind(value: _Value, node: Any, place: int) -> str:
 
 
 def _give_scales(inputs: list[_Value | None], place: int, scales: tuple[int, int], attributes: dict[str, int]) -> None:
-    value = inputs[place] if place < len(inputs) else None
-    constants = [inputs[i].constant if i < len(inputs) and inputs[i] is not None else None for i in scales]  # type: ignore[union-attr]
+    value, *of_scales = (inputs[i] if i < len(inputs) else None for i in (place, *scales))
+    constants = [None if item is None else item.constant for item in of_scales]
     if value is None or constants[0] is None:
         return
     code = value.constant

@@ -182,7 +182,12 @@ def sizes_of_layer(model: nn.Module, layer: str) -> tuple[int, int]:
     return (rows, cols) if type(module).__name__ == "Conv1D" else (cols, rows)
 
 
-def _neurons(layers: Mapping[str, str], model: nn.Module, dims: Dims, shared: dict[str, Any]) -> ChannelGroup:  # noqa: ARG001
+def _neurons(
+    layers: Mapping[str, str],
+    model: nn.Module,
+    dims: Dims,  # noqa: ARG001 - as heads are made
+    shared: dict[str, Any],
+) -> ChannelGroup:
     where = f"{KIND_WORDS['mlp']} of block {shared['block']}"
     if "down" not in layers or not {"up", "gate_up"} & set(layers):
         raise UsageError("an up and a down projection are needed", where=where, fix="plan without --roles")

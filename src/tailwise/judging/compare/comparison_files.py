@@ -35,8 +35,8 @@ def _comparison(document: Mapping[str, Any]) -> Comparison:
         before=_text(document["before"]), after=_text(document["after"]),
         layers=tuple(_layer(one) for one in document["layers"]),
         added=_texts(document["added"]), missing=_texts(document["missing"]),
-        renamed=tuple(_some(one, 2) for one in document["renamed"]),  # type: ignore[misc]
-        reshaped=tuple(_some(one, 3) for one in document["reshaped"]),  # type: ignore[misc]
+        renamed=tuple(_some(one, 2) for one in document["renamed"]),  # type: ignore[misc]  # `_some` holds the length
+        reshaped=tuple(_some(one, 3) for one in document["reshaped"]),  # type: ignore[misc]  # as above
         summary={_text(name): _delta(one) for name, one in document["summary"].items()},
         notes=_texts(document.get("notes", ())), roles=tuple(_role(one) for one in document.get("roles", ())),
         level=_required(document.get("level", 0.05)), unmeasured=_texts(document.get("unmeasured", ())),
