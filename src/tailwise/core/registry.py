@@ -24,7 +24,7 @@ def unregister(name: str, kind: str | None = None) -> None:
     >>> import tailwise as tw
     >>> @tw.metric("1", source="nowhere")
     ... def one(spectrum):
-    ...     'One.'
+    ...     "One."
     ...     return 1.0
     >>> tw.extend.unregister("one")
     >>> "one" in tw.METRICS

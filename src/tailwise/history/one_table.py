@@ -38,8 +38,10 @@ def table(
 
     >>> import numpy as np, tailwise as tw
     >>> noise = np.random.default_rng(0)
-    >>> given = {name: tw.audit({"up.weight": noise.standard_normal((64, 48))}, use_cache=False)
-    ...          for name in ("run/step-10", "run/step-20")}
+    >>> given = {
+    ...     name: tw.audit({"up.weight": noise.standard_normal((64, 48))}, use_cache=False)
+    ...     for name in ("run/step-10", "run/step-20")
+    ... }
     >>> joined = tw.table(given)
     >>> list(zip(joined["model"], joined["step"], joined["rows"]))
     [('run/step-10', 10, 64), ('run/step-20', 20, 64)]

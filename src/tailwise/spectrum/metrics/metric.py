@@ -66,7 +66,7 @@ def metric(formula: str, *, source: str, unit: str = "") -> Callable[[Callable[.
     >>> import tailwise as tw
     >>> @tw.metric("λ_max / mean λ", source="my notebook")
     ... def peak(spectrum):
-    ...     'The largest eigenvalue over the mean one.'
+    ...     "The largest eigenvalue over the mean one."
     ...     return spectrum.eigenvalues[-1] / spectrum.eigenvalues.mean()
     >>> import numpy as np
     >>> tw.audit({"up.weight": np.eye(60)}, metrics="peak", use_cache=False)["up"].peak
