@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -26,6 +27,9 @@ class Server:
     seen: list[tuple[str, str | None]] = field(default_factory=list)  # path, Authorization
     api: dict[str, dict] = field(default_factory=dict)
     cut: int = 0  # answers still to be broken off halfway
+    pause: float = 0.0  # seconds before a range is answered
+    at_once: list[int] = field(default_factory=list)  # ranges under way, at the start of each
+    under_way: int = 0
     url: str = ""
 
     def served(self, suffix: str) -> list[tuple[int, int]]:
@@ -74,6 +78,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a 
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
+            if status == 206:
+                server.under_way += 1
+                server.at_once.append(server.under_way)
+                time.sleep(server.pause)
+                server.under_way -= 1
             if body:
                 if server.cut and status == 206:
                     server.cut -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -190,16 +191,16 @@ def test_threads_with_matrices_of_one_size_are_solved_together_and_each_gets_its
 
     def choose(stacked: torch.Tensor) -> str:
         busy.set()
-        assert queued.wait(20)
+        assert queued.wait(300)
         return "two-stage"
 
     together = Together(choose)
     work = [(m, index) for index in range(8) for m in batches]
     with ThreadPoolExecutor(len(work)) as pool:
         futures = {item: pool.submit(together, batches[item[0]][item[1]].clone()) for item in work}
-        assert busy.wait(20)
+        assert busy.wait(300)
         while sum(map(len, together._waiting.values())) < len(work) - 1:
-            pass
+            time.sleep(0.001)
         queued.set()
         for (m, index), future in futures.items():
             assert torch.allclose(future.result(), exact(batches[m])[index], rtol=0, atol=1e-10)

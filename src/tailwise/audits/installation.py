@@ -40,6 +40,7 @@ def check() -> list[Check]:
     probes: list[tuple[str, Callable[[], str]]] = [
         ("threads", _threads),
         ("solver", _solver),
+        ("blas", _blas),
         ("cache", _cache),
         ("hub", _hub),
     ]
@@ -104,6 +105,12 @@ def _solver() -> str:
     if error > 1e-12:
         raise ArithmeticError(f"eigenvalues are off by {error:.1e}; the BLAS library is broken")
     return f"agrees with the SVD to {error:.1e} of λ_max"
+
+
+def _blas() -> str:
+    from tailwise.spectrum.solvers.blas import described
+
+    return described()
 
 
 def _cache() -> str:

@@ -18,14 +18,14 @@ from typing import Any
 from tailwise.audits.cache import Baselines, Cache, Carried, baseline_key
 from tailwise.audits.prepare import Prepared
 from tailwise.audits.rows import Layer, LayerRow
-from tailwise.audits.work import Worker, failure, row_of
+from tailwise.audits.work import Worker, blas_of, failure, row_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource
 from tailwise.core.errors import TailwiseError, UnreachableError
 from tailwise.core.execution.engine import Engine
 from tailwise.core.execution.executor import checked_device, default_workers, map_unordered, one_thread
 from tailwise.core.execution.spread import SpreadWork, patience_of, spread
-from tailwise.core.recipe import Recipe
+from tailwise.core.recipe import BlasAsked, Recipe
 
 #: Matrices up to this size are read ahead while the one before is solved.
 AHEAD_BYTES = 256 << 20
@@ -45,6 +45,7 @@ class MatrixTask:
     device: str
     folder: Path | str | None  # of the cache, which is read where the worker sees it
     notes: Notes  # baselines that are known already
+    blas: BlasAsked = "auto"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def measured_on(
         wanted = [("baselines", _baseline(source, recipe)) for source in sources]
         spectra = {key: baselines.get(key, cache.note(*key)) for key in wanted}
         parts = tuple((source, pickle.dumps(checkpoint.part(source.tensors))) for source in sources)
-        return MatrixTask(parts, recipe, device, cache.folder, {k: v for k, v in spectra.items() if v is not None})
+        notes = {key: value for key, value in spectra.items() if value is not None}
+        return MatrixTask(parts, recipe, device, cache.folder, notes, prepared.options.blas)
 
     work = SpreadWork(run, pack, _given_up, cost=lambda source: source.flops, again=_may_pass, most=_MOST)
     rest = [source for source in largest_first if source.name not in names]
@@ -134,10 +136,10 @@ def _measured(task: MatrixTask, source: MatrixSource, part: Checkpoint) -> Matri
     cache = Carried(task.folder, {**_SEEN, **task.notes})
     errors: list[Exception] = []
     try:
-        device = checked_device(task.device)
+        device, blas = checked_device(task.device), blas_of(task.blas, cache)
     except TailwiseError as error:
         return _given_up(source, str(error))
-    worker = Worker(part, task.recipe, device, cache, Baselines(cache), failed=errors.append)
+    worker = Worker(part, task.recipe, device, cache, Baselines(cache), failed=errors.append, blas=blas)
     row, layer = worker(source)
     with _GUARD:
         _SEEN.update({key: value for key, value in cache.notes.items() if key[0] in _LASTING})

@@ -16,12 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
+from tailwise.audits.ahead import ReadAhead
 from tailwise.audits.audit import Audit
 from tailwise.audits.cache import Baselines, Cache
 from tailwise.audits.on_engine import measured_on
 from tailwise.audits.prepare import Prepared, Selection, prepare
 from tailwise.audits.rows import Layer, LayerRow, Provenance, raised_by
-from tailwise.audits.work import Worker
+from tailwise.audits.work import Worker, blas_of
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured
 from tailwise.checkpoints.open import open_checkpoint
@@ -35,10 +36,11 @@ from tailwise.core.execution.executor import (
     is_near,
     map_unordered,
 )
-from tailwise.core.recipe import ConvMode, Precision, Recipe, RunOptions
+from tailwise.core.recipe import BlasAsked, ConvMode, Precision, Recipe, RunOptions
 from tailwise.core.shown import Brief
 from tailwise.core.storage import ensure_room
 from tailwise.core.validation import check, checked, names_in
+from tailwise.spectrum.solvers.blas import BlasChoice
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,7 @@ class RecipeSettings(TypedDict, total=False):
     executor: Executor | str
     num_gpus: float | None
     patience: float
+    blas: BlasAsked
 
 
 class AuditSettings(RecipeSettings, total=False):
@@ -212,10 +215,11 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     """Carry out a prepared audit."""
     started, clock = datetime.now(UTC), time.perf_counter()
     cache = Cache.of(prepared.options)
+    blas = blas_of(prepared.options.blas, cache)
     tally = _Tally(prepared, progress)
     results: dict[str, tuple[LayerRow, Layer | None]] = {}
     by_name = {source.name: source for source in prepared.sources}
-    with _measuring(checkpoint, prepared, cache) as (workers, measured_rows):
+    with _measuring(checkpoint, prepared, cache, blas) as (workers, measured_rows):
         for row, layer in measured_rows:
             results[row.name] = (row, layer)
             tally.add(by_name[row.name], row)
@@ -224,25 +228,42 @@ def run(checkpoint: Checkpoint, prepared: Prepared, progress: Progress | None = 
     found = {row.name: layer for row, layer in results.values() if layer is not None}
     measured = {row.name: found[row.name] for row in rows if row.name in found}
     provenance = _provenance(checkpoint, prepared, rows, started.isoformat(timespec="seconds"), workers)
+    computed = {**provenance.versions, **({"blas": blas.told} if blas.told else {})}
     notes = (*checkpoint.notes, *([cache.trouble] if cache.trouble else []), *_raised(rows))
-    return Audit(rows, measured, replace(provenance, seconds=time.perf_counter() - clock, notes=notes))
+    return Audit(
+        rows, measured, replace(provenance, versions=computed, seconds=time.perf_counter() - clock, notes=notes)
+    )
 
 
 @contextmanager
-def _measuring(checkpoint: Checkpoint, prepared: Prepared, cache: Cache) -> Iterator[tuple[int, Iterator[_Measured]]]:
+def _measuring(
+    checkpoint: Checkpoint, prepared: Prepared, cache: Cache, blas: BlasChoice
+) -> Iterator[tuple[int, Iterator[_Measured]]]:
     """How many workers there are, and rows and layers as they come from them."""
     options = prepared.options
     check_executor(options.executor)
     if is_near(options.executor):
-        worker = Worker(checkpoint, prepared.recipe, checked_device(options.device), cache, Baselines(cache))
+        device = checked_device(options.device)
+        worker = Worker(checkpoint, prepared.recipe, device, cache, Baselines(cache), blas=blas)
         pool = options.executor if isinstance(options.executor, ThreadPoolExecutor) else None
         workers = options.workers or (default_workers(options.device) if pool is None else pool._max_workers)
         largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
-        yield max(1, workers), map_unordered(worker, largest_first, max(1, workers), stop=worker.stop, pool=pool)
+        with _read_ahead(worker, largest_first):
+            yield max(1, workers), map_unordered(worker, largest_first, max(1, workers), stop=worker.stop, pool=pool)
         return
     checkpoint.part(())  # tensors in memory are refused before any worker is started
     with engine_of(options) as engine:
         yield engine.slots(), measured_on(engine, checkpoint, prepared, cache)
+
+
+@contextmanager
+def _read_ahead(worker: Worker, order: list[MatrixSource]) -> Iterator[None]:
+    """Where the checkpoint is remote: what comes next is fetched while a matrix is solved."""
+    if worker.checkpoint.local:
+        yield
+        return
+    with ReadAhead(worker.checkpoint, [source for source in order if not worker.is_known(source)]) as worker.ahead:
+        yield
 
 
 class _Tally:

@@ -6,21 +6,24 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from tailwise.audits.ahead import ReadAhead
 from tailwise.audits.cache import Baselines, Cache, key_of
 from tailwise.audits.rows import Layer, LayerRow, raised_by
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, lacks_memory
 from tailwise.core.execution.executor import own_stream
-from tailwise.core.recipe import Recipe
+from tailwise.core.recipe import BlasAsked, Recipe
 from tailwise.core.storage import ensure_room
 from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
+from tailwise.spectrum.solvers.blas import HERE, BlasChoice
 from tailwise.spectrum.solvers.gram import BLOCK_BYTES, Reduce
 from tailwise.spectrum.solvers.symmetric import SolverChoice
 from tailwise.spectrum.solvers.together import Together
@@ -50,6 +53,8 @@ class Worker:
     baselines: Baselines
     stop: threading.Event = field(default_factory=threading.Event)
     failed: Callable[[Exception], None] = field(default=lambda _: None)  # told of what a row was not measured for
+    blas: BlasChoice = HERE
+    ahead: ReadAhead | None = None  # of a remote checkpoint
 
     def __call__(self, source: MatrixSource) -> tuple[LayerRow, Layer | None]:
         """The row of `source`, and its layer where it could be measured. Never raises for a bad matrix."""
@@ -94,11 +99,19 @@ class Worker:
         known = self.cache.note("digests", identity) if identity else None
         if isinstance(known, list) and (complete := self._all_known(keys, known)) is not None:
             return complete, _joined(known), True
+        with self._opened(source) as checkpoint:
+            return self._read(source, checkpoint, keys)
+
+    def _opened(self, source: MatrixSource) -> AbstractContextManager[Checkpoint]:
+        return nullcontext(self.checkpoint) if self.ahead is None else self.ahead.opened(source)
+
+    def _read(self, source: MatrixSource, checkpoint: Checkpoint, keys: _Keys) -> tuple[Spectra, str, bool]:
+        identity = self._identity(source)
         block_bytes = BLOCK_BYTES if self.checkpoint.local else REMOTE_BLOCK_BYTES
         again = self.recipe.randomize > 0 or self.recipe.uses_windows
         matrices = [
             HashedMatrix(matrix, hold=self._hold(source), keep=again, block_bytes=block_bytes)
-            for matrix in load(source, self.checkpoint)
+            for matrix in load(source, checkpoint)
         ]
         digests = [matrix.digest for matrix in matrices]
         if identity:
@@ -161,20 +174,15 @@ class Worker:
         return spectrum
 
     def _solve_one(self, matrix: HashedMatrix) -> Spectrum:
-        return solve(matrix, precision=self.recipe.precision, device=self.device, reduce=self._reduce)
+        blas = self.blas(min(matrix.rows, matrix.cols), self.recipe.precision) if self.device == "cpu" else None
+        return solve(matrix, precision=self.recipe.precision, device=self.device, reduce=self._reduce, blas=blas)
 
     @cached_property
     def _reduce(self) -> Reduce | None:
         """On a GPU, matrices of one size are reduced together, by what was measured to be fastest there."""
         if not self.device.startswith("cuda"):
             return None
-        cache = self.cache
-        return Together(
-            SolverChoice(
-                known=lambda size: cache.note("solvers", key_of("solver", size)),
-                keep=lambda size, seconds: cache.keep_note("solvers", key_of("solver", size), seconds),
-            )
-        )
+        return Together(SolverChoice(*_noted(self.cache, "solver")))
 
     def _permuted(self, matrix: HashedMatrix, replica: int) -> Spectrum:
         return permuted_spectrum(matrix, seed=self.recipe.seed, replica=replica, device=self.device)
@@ -189,6 +197,19 @@ class Worker:
             precision=recipe.precision,
             device=self.device,
         )
+
+
+def blas_of(asked: BlasAsked, cache: Cache) -> BlasChoice:
+    """Whose products and reductions are taken on a CPU; what is measured for it is kept in the cache."""
+    return BlasChoice(asked, *_noted(cache, "blas"))
+
+
+def _noted(cache: Cache, what: str) -> tuple[Callable[[str], Any], Callable[[str, Any], None]]:
+    """How to look up and to keep what was measured of solvers."""
+    return (
+        lambda case: cache.note("solvers", key_of(what, case)),
+        lambda case, seconds: cache.keep_note("solvers", key_of(what, case), seconds),
+    )
 
 
 def failure(error: Exception) -> tuple[str, str]:

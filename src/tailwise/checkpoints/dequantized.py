@@ -59,6 +59,10 @@ class Dequantized(Checkpoint):
     def part(self, names: Iterable[str]) -> Dequantized:
         return Dequantized(self._inner.part(names))
 
+    @override
+    def fetch(self) -> None:
+        self._inner.fetch()
+
     def layout(self, stored: OutputLayout) -> OutputLayout:
         """The files of the source, with one tensor where several made one."""
         heads = {members[0]: name for name, members in self._inner.members.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 import tempfile
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 from typing_extensions import override
 
 from tailwise.checkpoints.bytesource import ByteSource, Folder, os_error
-from tailwise.core.errors import UnreadableError
+from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.core.storage import remote_error
 
 _log = logging.getLogger(__name__)
 _SPOOL_STEP = 1 << 24
+#: Seconds before a range is asked for again where the store could not be reached.
+_PAUSES = (0.2, 1.0, 3.0)
 _SPOOLING = threading.Lock()
 #: Keys under which file systems give what changes with a file's content, strongest first.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "VersionId", "created", "mtime")
@@ -36,7 +40,7 @@ class RemoteFile(ByteSource):
                 fix="download it and open the copy",
             )
         self.size = int(size)
-        self._closed = False
+        self._closed = self._gone = False
         self._copy: Path | None = None
         if "http" in _protocols(fs):
             _check_ranges(fs, path, name)
@@ -47,10 +51,7 @@ class RemoteFile(ByteSource):
             raise UnreadableError("is closed", where=self.name, fix="open the checkpoint again")
         if not buffer:
             return
-        try:
-            data = self._fs.cat_file(self._path, start=offset, end=offset + len(buffer))
-        except Exception as error:  # every driver has errors of its own
-            raise remote_error(error, self.name) from error
+        data = self._range(offset, len(buffer))
         if len(data) != len(buffer):
             raise UnreadableError(
                 f"{len(buffer)} bytes from {offset} were asked for and {len(data)} came",
@@ -58,6 +59,23 @@ class RemoteFile(ByteSource):
                 fix="the file changed, or its server ignores byte ranges: download it and open the copy",
             )
         buffer[:] = data
+
+    def _range(self, offset: int, nbytes: int) -> bytes:
+        # Once a store stayed away through all pauses, every further range would wait as long for nothing.
+        for pause in (*(() if self._gone else _PAUSES), None):
+            try:
+                data: bytes = self._fs.cat_file(self._path, start=offset, end=offset + nbytes)
+            except Exception as error:  # every driver has errors of its own
+                failure = remote_error(error, self.name)
+                if pause is None or not isinstance(failure, UnreachableError):
+                    self._gone = isinstance(failure, UnreachableError)
+                    raise failure from error
+                _log.info("%s: %s; again in %.1f s", self.name, failure, pause)
+                time.sleep(pause * (0.5 + random.random()))  # noqa: S311 - so that readers do not come back as one
+            else:
+                self._gone = False
+                break
+        return data
 
     def identity(self) -> str | None:
         """What the file system calls a version, or None."""

@@ -81,6 +81,7 @@ OF_AUDIT = (
     of(RunOptions, "executor", "local, dask[://scheduler:8786], ray[://head:10001].", kind=str, panel=RUN,
        metavar="ENGINE"),
     of(RunOptions, "num_gpus", "GPUs a matrix takes on Ray; 0.25: four at once on each.", panel=RUN, least=0),
+    of(RunOptions, "blas", "Libraries that compute on a CPU; auto measures once.", panel=RUN),
     of(RunOptions, "cache_dir", "Where spectra are kept, a folder or s3://… ($TAILWISE_CACHE).", kind=str | None,
        panel=RUN, metavar="WHERE"),
     Option("no_cache", bool, False, "Keep and reuse nothing.", ("--no-cache",), RUN),

@@ -66,6 +66,7 @@ OF_SWEEP = (
     of(RunOptions, "executor", "Of each model's matrices: local, dask[://scheduler:8786], ray[://head:10001].",
        kind=str, panel=RUN, metavar="ENGINE"),
     of(RunOptions, "num_gpus", "GPUs a matrix takes on Ray.", panel=RUN, least=0),
+    of(RunOptions, "blas", "Libraries that compute on a CPU; auto measures once.", panel=RUN),
     of(RunOptions, "cache_dir", "Where spectra are kept, a folder or s3://…; share it between workers.",
        kind=str | None, panel=RUN, metavar="WHERE"),
     Option("lease", float, 120.0, "After which a silent worker's model is another's.", panel=RUN, metavar="SECONDS"),

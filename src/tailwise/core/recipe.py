@@ -14,6 +14,7 @@ from tailwise.core.validation import check_fields, check_least
 
 ConvMode = Literal["flatten", "slices", "pooled"]
 Precision = Literal["float64", "float32"]
+BlasAsked = Literal["auto", "torch", "openblas"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class RunOptions:
     executor: Executor | str = "local"  # local, dask, dask://host:port, ray, ray://host:port, or one of one's own
     num_gpus: float | None = None  # GPUs that a task takes where the engine schedules them; None: one if on a GPU
     patience: float = 600.0  # seconds without any answer of an engine after which the rest is given up
+    blas: BlasAsked = "auto"  # whose products and reductions on a CPU; auto: measured once on each machine
     extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ import torch
 WEAK = 1e-3
 #: Fewer groups say nothing about their scatter.
 _LEAST_GROUPS = 8
+#: Entries that a core keeps near itself while it sums them in six ways.
+_TILE = 64 << 10
 
 
 class Entries:
@@ -21,15 +23,16 @@ class Entries:
 
     def __init__(self) -> None:
         self._short: torch.Tensor | None = None  # of each vector of the short side: Σw, Σ|w|, (2, m)
-        self._long: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of the others: Σw, Σ|w|, Σw²
+        self._long: list[torch.Tensor] = []  # of the others: Σw, Σ|w|, Σw², (3, depth)
 
     def add(self, block: torch.Tensor) -> None:
         """The next block, (depth × m), in any floating type and on any device."""
         values = block if block.dtype in (torch.float64, torch.float32) else block.to(torch.float32)
-        sizes = values.abs()
-        sums = torch.stack([values.sum(0, dtype=torch.float64), sizes.sum(0, dtype=torch.float64)])
-        self._short = sums if self._short is None else self._short + sums
-        self._long.append((values.sum(1), sizes.sum(1), torch.linalg.vector_norm(values, dim=1)))
+        along_rows = values.stride(1) == 1
+        lines, across = _sums(values if along_rows else values.T)
+        long, short = (lines, across[:2]) if along_rows else (across, lines[:2])
+        self._short = short if self._short is None else self._short + short
+        self._long.append(long)
 
     def order_z(self, energies: torch.Tensor) -> float | None:
         """How far rows and columns are from those of the same entries in random order, in standard deviations.
@@ -41,7 +44,7 @@ class Entries:
         if self._short is None:
             return None
         short = self._short.cpu()
-        sums, sizes = (torch.cat([part[index] for part in self._long]).to("cpu", torch.float64) for index in (0, 1))
+        sums, sizes = (torch.cat([part[index] for part in self._long]).cpu() for index in (0, 1))
         count, total = len(sums) * short.shape[1], float(energies.sum())
         found = [
             _z_of_groups(groups / (count / len(groups)), count // len(groups), total / count)
@@ -53,9 +56,22 @@ class Entries:
     def weak_vectors(self, energies: torch.Tensor) -> int:
         """Directions that rows and columns of next to nothing take. `energies`: Σw² of the short side's, (m,)."""
         short = energies.to("cpu", torch.float64).clamp_min(0).sqrt()
-        long = torch.cat([part[2] for part in self._long]).to("cpu", torch.float64)
+        long = torch.cat([part[2] for part in self._long]).cpu().sqrt()
         strong = int((long > _edge(long)).sum())
         return max(int((short <= _edge(short)).sum()), len(short) - strong)
+
+
+def _sums(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σw, Σ|w| and Σw² of every row, (3, r), and of every column, (3, c), in float64."""
+    rows: list[torch.Tensor] = []
+    columns = torch.zeros(3, values.shape[1], dtype=torch.float64, device=values.device)
+    step = len(values) if values.device.type != "cpu" else max(1, _TILE // values.shape[1])
+    for start in range(0, len(values), step):
+        tile = values[start : start + step]
+        forms = (tile, tile.abs(), tile.square())
+        rows.append(torch.stack([form.sum(1) for form in forms]))
+        columns += torch.stack([form.sum(0) for form in forms])
+    return torch.cat(rows, 1).double(), columns
 
 
 def _edge(norms: torch.Tensor) -> float:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from tailwise.core.recipe import Precision
 from tailwise.spectrum.entries import Entries
-from tailwise.spectrum.solvers.gram import BLOCK_BYTES, DenseMatrix, Reduce, RowBlocks, eigenvalues_of, gram
+from tailwise.spectrum.solvers.blas import HERE, Blas
+from tailwise.spectrum.solvers.gram import (
+    BLOCK_BYTES,
+    AddProduct,
+    DenseMatrix,
+    Reduce,
+    RowBlocks,
+    eigenvalues_of,
+    gram,
+)
 from tailwise.spectrum.solvers.svd import factor_singular_values, singular_values
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -45,14 +54,16 @@ def solve(
     device: str = "cpu",
     look: Callable[[torch.Tensor], None] | None = None,
     reduce: Reduce | None = None,
+    blas: Blas | None = None,
 ) -> Spectrum:
     """All eigenvalues of the short-side Gram matrix of `matrix` (2-D).
 
     In float64 the result is exact to `error_bound`, and the route (Gram or SVD) is chosen by the condition found.
     float32 is twice as fast and always takes the Gram route: eigenvalues below its `error_bound` are noise.
     `look` is called with the Gram matrix (m × m, its lower triangle; scaled by a constant where W's range asks for
-    it) before it is reduced; a matrix given by its factors has none. `reduce` takes the place of torch's reduction of
-    that triangle, and may overwrite it. Raises `NotFiniteError` if W holds NaN or Inf.
+    it) before it is reduced; a matrix given by its factors has none. `reduce` takes the place of the reduction of that
+    triangle, and may overwrite it. `blas` are the libraries to compute with on a CPU; None: the fastest here.
+    Raises `NotFiniteError` if W holds NaN or Inf.
     """
     source = DenseMatrix(matrix) if isinstance(matrix, torch.Tensor) else matrix
     where = torch.device(device)
@@ -60,23 +71,26 @@ def solve(
     with torch.no_grad():
         if factors is not None:
             return _from_factors(source, *factors)
-        return _from_blocks(source, getattr(torch, precision), where, (look, reduce))
+        dtype: torch.dtype = getattr(torch, precision)
+        if where.type != "cpu":
+            blas = Blas()
+        elif blas is None:
+            blas = HERE(min(source.rows, source.cols), precision)
+        return _from_blocks(source, dtype, where, (look, reduce or blas.reduce, blas.add))
 
 
 def _from_blocks(
     source: RowBlocks,
     dtype: torch.dtype,
     device: torch.device,
-    how: tuple[Callable[[torch.Tensor], None] | None, Reduce | None],
+    how: tuple[Callable[[torch.Tensor], None] | None, Reduce | None, AddProduct],
 ) -> Spectrum:
-    look, reduce = how
+    look, reduce, add = how
     scale = 1.0
-    entries = Entries()
-    triangle = gram(source, dtype, device, see=entries.add)
+    entries, triangle = _seen(source, dtype, device, add)
     if not _safe(triangle, dtype):
         scale = _safe_scale(source)
-        entries = Entries()
-        triangle = gram(source, dtype, device, scale, see=entries.add)
+        entries, triangle = _seen(source, dtype, device, add, scale)
     if look is not None:
         look(triangle)
     energies = triangle.diagonal().to("cpu", torch.float64, copy=True)
@@ -101,6 +115,19 @@ def _from_blocks(
         zeros = _zeros(source, zeros)
     made = _spectrum(source, values, scale, f"gram-{name}", bound)
     return replace(made, zero_vectors=zeros, weak_vectors=weak, order_z=order)
+
+
+def _seen(
+    source: RowBlocks, dtype: torch.dtype, device: torch.device, add: AddProduct, scale: float = 1.0
+) -> tuple[Entries, torch.Tensor]:
+    """The lower triangle of the Gram matrix, and what the entries say while they go by."""
+    entries = Entries()
+
+    def both(triangle: torch.Tensor, block: torch.Tensor) -> None:
+        entries.add(block)
+        add(triangle, block)
+
+    return entries, gram(source, dtype, device, scale, add=both)
 
 
 def _zeros(source: RowBlocks, short: int) -> int:

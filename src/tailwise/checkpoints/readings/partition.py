@@ -263,6 +263,10 @@ class ClaimedCheckpoint(Checkpoint):
         return ClaimedCheckpoint(self._inner.part(stored), scope, claims)
 
     @override
+    def fetch(self) -> None:
+        self._inner.fetch()
+
+    @override
     def close(self) -> None:
         self._inner.close()
 

@@ -1,7 +1,7 @@
 """Eigenvalues through the Gram matrix of the short side: n·m² + 4/3·m³ operations, one m × m matrix of memory.
 
-Only the lower triangle is accumulated, in column panels, so half of the product is never computed (a blocked
-SYRK; torch exposes no SYRK of its own). The absolute error of every eigenvalue is a small multiple of ε·λ_max, so
+Only the lower triangle is accumulated, so half of the product is never computed: in column panels where torch
+multiplies, which exposes no SYRK of its own. The absolute error of every eigenvalue is a small multiple of ε·λ_max, so
 singular values below about √ε·σ_max are not resolved; `solve` checks this and falls back to the SVD.
 """
 
@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+#: Adds blockᵀ·block, block (depth × m), to a lower triangle (m × m) of the same type.
+AddProduct = Callable[[torch.Tensor, torch.Tensor], None]
 #: A lower triangle (m × m) → its eigenvalues, ascending.
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 #: Wide enough for full BLAS speed; the narrower, the less of the upper triangle is computed in vain.
@@ -25,28 +27,32 @@ def gram(
     scale: float = 1.0,
     *,
     halves: bool | None = None,
-    see: Callable[[torch.Tensor], None] | None = None,
+    add: AddProduct | None = None,
 ) -> torch.Tensor:
     """Lower triangle of scale²·WᵀW (tall) or scale²·WWᵀ (wide), (m × m); the upper one is undefined.
 
     With `halves`, 16-bit weights are multiplied as they are and their products, exact in float32, added in float32:
     the numbers of a conversion to float32 at the speed of a GPU's 16-bit units. So it is done in float32 on a GPU.
-    `see` is called with every block (depth × m) of the long side.
+    `add` takes the place of torch's products; it is called with every block (depth × m) of the long side.
     """
     m = min(matrix.rows, matrix.cols)
     result = torch.zeros(m, m, dtype=dtype, device=device)
     halves = (dtype is torch.float32 and device.type == "cuda") if halves is None else halves
     for block in long_side_blocks(matrix, dtype, device, scale, halves=halves):
-        if see is not None:
-            see(block)
-        for left in range(0, m, PANEL):
-            right = min(left + PANEL, m)
-            part, across = result[left:right, :right], block[:, left:right].T
-            if block.dtype is dtype:
-                part.addmm_(across, block[:, :right])
-            else:
-                part.add_(_product_of_halves(across, block[:, :right]))
+        (add or add_product)(result, block)
     return result
+
+
+def add_product(triangle: torch.Tensor, block: torch.Tensor) -> None:
+    """Add blockᵀ·block to a lower triangle, by torch; halves are multiplied exactly in float32."""
+    m = len(triangle)
+    for left in range(0, m, PANEL):
+        right = min(left + PANEL, m)
+        part, across = triangle[left:right, :right], block[:, left:right].T
+        if block.dtype is triangle.dtype:
+            part.addmm_(across, block[:, :right])
+        else:
+            part.add_(_product_of_halves(across, block[:, :right]))
 
 
 def _product_of_halves(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
