@@ -1,7 +1,11 @@
 """Speed, memory and fidelity of an audit beside weightwatcher, on one machine, in one run.
 
-    python benchmarks/speed.py            everything; the table goes into benchmarks/results/speed.md (about 45 minutes)
+    python benchmarks/speed.py            everything; the tables go into benchmarks/results/speed.md (about an hour)
+    python benchmarks/speed.py --part 8b  one section: matrices, model, workers, 8b or remote
     python benchmarks/speed.py --small    a small model only, in a minute, to see that it runs
+
+Where OPENBLAS_CORETYPE is set, numpy and scipy compute with older kernels than the processor has, weightwatcher's
+included: `env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/speed.py`.
 
 Every measurement is a process of its own with one BLAS thread. CPU seconds are those of the measured call alone
 (imports and model building excluded). The peer and tailwise see the same weights and compute the same metrics: in
@@ -52,9 +56,13 @@ def child_tailwise(folder: str, precision: str, workers: int, scope: str) -> dic
     import torch
 
     import tailwise as tw
+    from tailwise.spectrum.solvers.blas import HERE
 
     torch.set_num_threads(1)
+    HERE(4096, precision)  # measured once on a machine, not in each audit
     settings: dict[str, Any] = {"layers": COMPARED, "metrics": SCOPES[scope]} if scope in SCOPES else {}
+    if scope == "blocks":
+        settings = {"layers": COMPARED}
     tw.audit({"layers.warm.weight": torch.randn(64, 64)}, use_cache=False, **settings)
     cpu, wall = time.process_time(), time.perf_counter()
     found = tw.audit(folder, precision=precision, workers=workers, use_cache=False, **settings)  # type: ignore[arg-type]
@@ -147,26 +155,59 @@ def worst_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
     return max(abs(ours[name] - theirs[name]) / theirs[name] for name in ours)
 
 
-def speed_rows(cases: dict[str, Path]) -> list[str]:
-    """One line of Markdown per case."""
+def repeated(rounds: int, *ways: tuple[object, ...]) -> list[dict[str, Any]]:
+    """Each way so often, in turn: what was found first, with its CPU seconds from the least to the largest."""
+    found = [[measure(*way) for way in ways] for _ in range(rounds)]
+    return [{**first, "cpus": sorted(row[place]["cpu"] for row in found)} for place, first in enumerate(found[0])]
+
+
+def told(run: dict[str, Any]) -> str:
+    """The minimum, and the median where there are several."""
+    cpus = run["cpus"]
+    middle = f" ({cpus[len(cpus) // 2]:.2f})" if len(cpus) > 1 else ""
+    return f"{cpus[0]:.2f}{middle} s"
+
+
+def speed_rows(cases: dict[str, Path], rounds: int) -> list[str]:
+    """One line of Markdown per case; ratios are of the minima."""
     lines = [
         "| weights | metrics | weightwatcher | tailwise float64 | ratio | tailwise float32 | ratio | over bare "
         "| α differs |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for title, folder in cases.items():
-        bare = measure("bare", str(folder), "float64")
         for scope in SCOPES:
-            exact = measure("tailwise", str(folder), "float64", 1, scope)
-            fast = measure("tailwise", str(folder), "float32", 1, scope)
-            peer = measure("weightwatcher", str(folder), scope)
-            over = f"{exact['cpu'] / bare['cpu']:.2f} ×" if scope == "default" else "–"
+            where = str(folder)
+            exact, fast, peer, bare = repeated(
+                rounds,
+                ("tailwise", where, "float64", 1, scope),
+                ("tailwise", where, "float32", 1, scope),
+                ("weightwatcher", where, scope),
+                ("bare", where, "float64"),
+            )
+            least = {name: run["cpus"][0] for name, run in zip("efpb", (exact, fast, peer, bare), strict=True)}
+            over = f"{least['e'] / least['b']:.2f} ×" if scope == "default" else "–"
             difference = worst_difference(exact["alphas"], peer["alphas"])
             lines.append(
-                f"| {title} | {scope} | {peer['cpu']:.1f} s | {exact['cpu']:.1f} s "
-                f"| **{peer['cpu'] / exact['cpu']:.1f} ×** "
-                f"| {fast['cpu']:.1f} s | **{peer['cpu'] / fast['cpu']:.1f} ×** | {over} | {difference:.0e} |"
+                f"| {title} | {scope} | {told(peer)} | {told(exact)} | **{least['p'] / least['e']:.1f} ×** "
+                f"| {told(fast)} | **{least['p'] / least['f']:.1f} ×** | {over} | {difference:.0e} |"
             )
+    return lines
+
+
+def slice_rows(folder: Path, blocks: int, of: int) -> list[str]:
+    """A slice of a large model on two workers: wall and memory, and the whole by the share of its matrices."""
+    lines = [
+        f"| {blocks} of {of} blocks of Llama-3.1-8B's shapes, bf16, 2 workers | wall | CPU | {of} blocks, scaled up "
+        "| peak memory |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for precision in ("float64", "float32"):
+        run = measure("tailwise", str(folder), precision, 2, "blocks")
+        lines.append(
+            f"| {precision} | {run['wall']:.1f} s | {run['cpu']:.1f} s | {run['wall'] * of / blocks / 60:.1f} min "
+            f"| {run['rss'] / 1e6:.0f} MB |"
+        )
     return lines
 
 
@@ -201,11 +242,15 @@ def machine() -> str:
     )
 
 
+PARTS = ("matrices", "model", "workers", "8b", "remote")
+
+
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--part", choices=("speed", "workers", "both"), default="both")
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=3, help="of single matrices")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tailwise-benchmark")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -221,18 +266,33 @@ def main() -> None:
             "vocab_size": 4096,
         }
         folder = models.llama(chosen.folder / "tiny", tiny)
-        print("\n".join([*speed_rows({"tiny Llama": folder}), "", *whole_model_rows("tiny Llama", folder)]))
+        print("\n".join([*speed_rows({"tiny Llama": folder}, 1), "", *whole_model_rows("tiny Llama", folder)]))
         return
-    whole = models.llama(chosen.folder / "llama-1b")
-    if chosen.part in ("speed", "both"):
-        cases = {
-            "4096 × 4096": models.single_layer(chosen.folder / "square", 4096, 4096),
-            "4096 × 11008": models.single_layer(chosen.folder / "wide", 4096, 11008),
-            "1.24B Llama, 112 matrices": whole,
-        }
-        write("speed", speed_rows(cases))
-    if chosen.part in ("workers", "both"):
-        write("workers", whole_model_rows("1.24B Llama, bf16, 113 matrices", whole))
+    for part in PARTS if chosen.part == "all" else (chosen.part,):
+        write(part, rows_of(part, chosen.folder, chosen.rounds))
+
+
+def rows_of(part: str, folder: Path, rounds: int) -> list[str]:
+    """The table of a section."""
+    if part == "matrices":
+        square = models.single_layer(folder / "square", 4096, 4096)
+        wide = models.single_layer(folder / "wide", 4096, 11008)
+        return speed_rows({"4096 × 4096": square, "4096 × 11008": wide}, rounds)
+    if part == "8b":
+        shapes = {**models.LLAMA_8B, "num_hidden_layers": 2, "vocab_size": 1024}
+        return slice_rows(models.llama(folder / "llama-8b-slice", shapes), 2, 32)
+    if part == "remote":
+        import remote_store
+
+        smol = {
+            **models.LLAMA_1B, "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        }  # fmt: skip
+        return remote_store.rows(models.llama(folder / "smollm2-shapes", smol), rounds)
+    whole = models.llama(folder / "llama-1b")
+    if part == "model":
+        return speed_rows({"1.24B Llama, 112 matrices": whole}, 1)
+    return whole_model_rows("1.24B Llama, bf16, 113 matrices", whole)
 
 
 def write(part: str, table: list[str]) -> None:
@@ -240,7 +300,9 @@ def write(part: str, table: list[str]) -> None:
     start, end = f"<!-- {part} -->", f"<!-- end {part} -->"
     before, rest = PAGE.read_text().split(start, 1)
     after = rest.split(end, 1)[1]
-    stamp = f"Printed by `python benchmarks/speed.py --part {part}` on {machine()}."
+    from tailwise.spectrum.solvers.blas import described
+
+    stamp = f"Printed by `python benchmarks/speed.py --part {part}` on {machine()}; {described()}."
     PAGE.write_text("\n".join([before + start, stamp, "", *table, "", end + after]))
 
 

@@ -82,9 +82,12 @@ def test_a_matrix_whose_turn_came_before_there_was_room_is_not_fetched_again(ser
     with tw.open_checkpoint(address) as checkpoint:
         first, second, *_ = sources = prepare(checkpoint, tw.Recipe(), tw.RunOptions()).sources
         server.log.clear()
-        with ReadAhead(checkpoint, sources[:2], most_bytes=1) as ahead, ahead.opened(first):
-            with ahead.opened(second) as part:
-                part.read(second.tensors[0])
+        with (
+            ReadAhead(checkpoint, sources[:2], most_bytes=1) as ahead,
+            ahead.opened(first),
+            ahead.opened(second) as part,
+        ):
+            part.read(second.tensors[0])
         time.sleep(0.2)
         assert len(server.log) == 2
 
