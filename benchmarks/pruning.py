@@ -60,10 +60,11 @@ WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("entropy", "entropy", {"tau": 0.2}),
     ("owl", "owl", {}),
     ("dlp", "dlp", {}),
+    ("lsa", "lsa", {}),
     ("sensitivity", "sensitivity", {}),
     ("auto", "auto", {}),
 )
-FROM_TEXT = ("owl", "dlp", "sensitivity", "auto")
+FROM_TEXT = ("owl", "dlp", "lsa", "sensitivity", "auto")
 
 
 def cells(given: argparse.Namespace) -> Iterator[Cell]:

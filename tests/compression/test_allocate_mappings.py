@@ -64,7 +64,16 @@ def test_dlp_is_the_published_mapping():
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["owl", "dlp"])
+@pytest.mark.parametrize(("sparsity", "beta"), [(0.3, 0.04), (0.5, 0.04), (0.7, 0.15)])
+def test_lsa_is_the_published_mapping(sparsity, beta):
+    errors = np.array([30.0, 5.0, 90.0, 41.0])
+    importance = 1.0 - errors / errors.sum()
+    kept = (importance - importance.min()) / (importance.max() - importance.min()) * 2 * beta
+    found = amounts("lsa", blocks(4), sparsity, statistics=dict(enumerate(errors)))
+    np.testing.assert_allclose(found, sparsity + kept.mean() - kept, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "lsa"])
 def test_the_range_is_twice_the_width(name):
     found = amounts(name, blocks(6), 0.5, statistics={i: float(i * i) for i in range(6)}, width=0.05)
     assert np.ptp(found) == pytest.approx(0.1)

@@ -17,7 +17,7 @@ METRICS = ("alpha", "alpha_hill", "alpha_hill_z", "singular_entropy_normalized")
 BLOCKS = 6
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
-NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "sensitivity", "blend")
+NAMES = ("uniform", "depth", "alpha", "alpha-role", "entropy", "owl", "dlp", "lsa", "sensitivity", "blend")
 names = pytest.mark.parametrize("name", NAMES)
 operators = pytest.mark.parametrize("operator", ["wanda", "low_rank"])
 
@@ -142,13 +142,13 @@ def test_low_rank_turns_the_sign(name):
     assert np.corrcoef(prune, low_rank)[0, 1] < -0.9
 
 
-@pytest.mark.parametrize("name", ["owl", "dlp"])
+@pytest.mark.parametrize("name", ["owl", "dlp", "lsa"])
 def test_without_statistics_of_the_blocks_it_says_what_it_takes(name):
     with pytest.raises(UsageError, match="calibration text"):
         ALLOCATORS[name](tensors(), Budget(0.7), AllocatorSettings())
 
 
-@pytest.mark.parametrize("name", ["owl", "dlp"])
+@pytest.mark.parametrize("name", ["owl", "dlp", "lsa"])
 def test_a_block_without_a_finite_statistic_is_refused(name):
     for wrong in ({0: 1.0}, dict.fromkeys(range(BLOCKS), float("nan"))):
         with pytest.raises(UsageError, match=r"no finite .* for block"):

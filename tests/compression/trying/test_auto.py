@@ -103,7 +103,7 @@ def test_without_text_auto_is_uniform_and_says_so(audit) -> None:
     assert "no calibration text" in plan.notes[0]
 
 
-@pytest.mark.parametrize("allocator", ["owl", "dlp", "sensitivity"])
+@pytest.mark.parametrize("allocator", ["owl", "dlp", "lsa", "sensitivity"])
 def test_allocators_from_text_are_measured(audit, tokens, allocator) -> None:
     plan = planned(audit, Request(0.6), allocator=allocator, text=_text(tokens, samples=4, search_windows=2))
     assert plan.allocator == allocator

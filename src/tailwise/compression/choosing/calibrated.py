@@ -1,4 +1,4 @@
-"""From one pass over calibration text: OWL and DLP. The pass is elsewhere; here are the mappings."""
+"""From one pass over calibration text: OWL, DLP and LSA. The pass is elsewhere; here are the mappings."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from tailwise.core.errors import UsageError
 
 OWL_WIDTH = 0.08
 DLP_WIDTH = 0.15
+#: Of LSA, as published for sparsities of 10 to 80 %.
+LSA_WIDTHS = (0.06, 0.02, 0.04, 0.02, 0.04, 0.10, 0.15, 0.12)
 
 
 @allocator(
@@ -47,6 +49,22 @@ def dlp(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSett
     [0, 2a] with a = 0.15 and centred, is what the block keeps more than the mean block.
     """
     return _linear(candidates, budget, settings, ("score", +1, DLP_WIDTH))
+
+
+@allocator("lsa", source="Yang et al. 2026, LSA: Layer-wise Sparsity Allocation, ICLR", takes=("statistics", "width"))
+def lsa(candidates: Sequence[Candidate], budget: Budget, settings: AllocatorSettings) -> Allocation:
+    """LSA: blocks whose inputs can hardly be reconstructed without lose more.
+
+    The statistic of a block is the least error of linear reconstruction, ‖(W − M∘W)Xᵀ‖², where every row loses half of
+    its inputs, chosen greedily in groups of 128; the mean over the block's matrices. One minus its share of the sum
+    over blocks, scaled to [0, 2β] and centred, is what the block keeps more than the mean block. β is that of the
+    published code for the nearest sparsity: 0.02 to 0.15.
+    """
+    width = settings.width
+    if width is None:
+        nearest = round(10 * budget.sparsity)
+        width = LSA_WIDTHS[min(max(nearest, 1), len(LSA_WIDTHS)) - 1]
+    return _linear(candidates, budget, settings, ("reconstruction error", +1, width))
 
 
 def _linear(

@@ -23,6 +23,8 @@ from tailwise.compression.trying.descend import descended
 from tailwise.compression.trying.refine import Best, refined
 from tailwise.compression.trying.scored import PlanScorer, Scored
 from tailwise.compression.trying.sensitivity import Variant, levels_of, measured_losses
+from tailwise.compression.trying.stage import Stage
+from tailwise.models.walking.reconstruction import reconstruction_errors
 
 #: Shares of α that are tried, the published one first, and steps of depth, as a fraction of what the budget allows.
 _TAUS = (0.3, 0.1, 0.2, 0.05, 0.4, 0.5)
@@ -39,7 +41,7 @@ class Amounts:
     audit: Audit
     request: Request
     #: What allocators take from text, by name.
-    from_text = ("owl", "dlp", "sensitivity", "blend")
+    from_text = ("owl", "dlp", "lsa", "sensitivity", "blend")
     by_perplexity = False
     untried = (
         "no calibration text was given, so nothing could be tried and the budget is spread evenly; "
@@ -75,7 +77,11 @@ class Amounts:
             return plan_blend(self.audit, self.request, scorer)
         stage = scorer.stage
         known = {"owl": stage.scores.outlier_ratios, "blend": stage.scores.outlier_ratios, "dlp": stage.scores.medians}
-        settings: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else self._losses(scorer)
+        settings: dict[str, Any] = {"statistics": known[allocator]} if allocator in known else {}
+        if allocator == "lsa":
+            settings = {"statistics": reconstructed(stage)}
+        elif not settings:
+            settings = self._losses(scorer)
         plan = self.by(allocator, {**self.request.settings, **settings})
         return plan.replace(notes=(*plan.notes, *stage.notes))
 
@@ -89,6 +95,14 @@ class Amounts:
         )
         trial.restore()
         return {"losses": losses}
+
+
+def reconstructed(stage: Stage) -> dict[int, float]:
+    """What LSA takes from the windows of a stage: block → error."""
+    trial = stage.trial
+    trial.restore()
+    with trial.quick():
+        return reconstruction_errors(trial.model, trial.material.inputs(stage.looked))
 
 
 class AmountSearch(Search):

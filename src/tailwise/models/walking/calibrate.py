@@ -77,15 +77,37 @@ def block_scores(
     `dtype` for a stored model, `batch` and `progress`. Sources: Yin et al. 2023, arXiv:2310.05175 (a block's entries
     taken together); Chen et al. 2025, arXiv:2505.23807.
     """
+    if M <= 0:
+        raise UsageError(f"M is {M:g}", fix="give a factor above 0; published: 3 to 10")
+    visitor = _Scores({}, {}, M)
+    walked(model, inputs, visitor, options)
+    return BlockScores(visitor.outliers(), visitor.medians())
+
+
+def walked(
+    model: nn.Module | Home | str | os.PathLike[str], inputs: Inputs, visitor: Any, options: Mapping[str, Any]
+) -> None:
+    """Take `visitor` past every block of the dense model; it is told how audits number blocks.
+
+    `options` as for `block_scores`.
+    """
     if not isinstance(model, str | os.PathLike):
-        return _scored(model, inputs, M, options)
+        _walk(home_of(model), inputs, visitor, options)
+        return
     if isinstance(inputs, torch.Tensor):
         check_causal(model)
     with open_checkpoint(model) as checkpoint:
-        loading = {key: options.pop(key) for key in ("device", "dtype") if key in options}
-        host = load_host(checkpoint, model, **loading)
-        stored = {parameter: name for name, parameter in host.places.items()}
-        return _scored(host.home, inputs, M, options, stored)
+        host = load_host(checkpoint, model, **{key: options[key] for key in ("device", "dtype") if key in options})
+        visitor.stored = {parameter: name for name, parameter in host.places.items()}
+        _walk(host.home, inputs, visitor, options)
+
+
+def _walk(home: Home, inputs: Inputs, visitor: Any, options: Mapping[str, Any]) -> None:
+    names = [visitor.stored.get(name, name) for name in home.model.state_dict()]
+    visitor.numbers = _numbers(names)
+    batch: int = options.get("batch", 8)
+    progress: Callable[[int, int], None] | None = options.get("progress")
+    walk_blocks(home, inputs, visitor, batch=batch, edits=False, progress=progress)
 
 
 def outlier_ratios(model: Any, inputs: Inputs, M: float = OUTLIER_FACTOR, **options: Any) -> dict[int, float]:
@@ -98,24 +120,6 @@ def dlp_scores(model: Any, inputs: Inputs, **options: Any) -> dict[int, float]:
     return block_scores(model, inputs, **options).medians
 
 
-def _scored(
-    model: nn.Module | Home,
-    inputs: Inputs,
-    M: float,
-    options: Mapping[str, Any],
-    stored: Mapping[str, str] | None = None,
-) -> BlockScores:
-    if M <= 0:
-        raise UsageError(f"M is {M:g}", fix="give a factor above 0; published: 3 to 10")
-    home = home_of(model)
-    batch: int = options.get("batch", 8)
-    progress: Callable[[int, int], None] | None = options.get("progress")
-    names = [(stored or {}).get(name, name) for name in home.model.state_dict()]
-    visitor = _Scores(M, stored or {}, _numbers(names))
-    walk_blocks(home, inputs, visitor, batch=batch, edits=False, progress=progress)
-    return BlockScores(visitor.outliers(), visitor.medians())
-
-
 def _numbers(names: list[str]) -> Mapping[str, int]:
     """Stored tensor → number of its block, as audits have it."""
     return number_blocks(name for name in names if classify(name, 2, {}).role not in NO_BLOCK)
@@ -123,9 +127,9 @@ def _numbers(names: list[str]) -> Mapping[str, int]:
 
 @dataclass
 class _Scores:
-    M: float
     stored: Mapping[str, str]  # parameter → stored tensor
     numbers: Mapping[str, int]
+    M: float
     _by_block: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def needs(self, block: Block) -> Mapping[str, Need]:
@@ -148,15 +152,18 @@ class _Scores:
 
     def outliers(self) -> dict[int, float]:
         return {
-            block: _mean([(n, above) for n, above, _ in layers]) for block, layers in sorted(self._by_block.items())
+            block: mean_of_parts([(n, above) for n, above, _ in layers])
+            for block, layers in sorted(self._by_block.items())
         }
 
     def medians(self) -> dict[int, float]:
         return {
-            block: _mean([(n, middle) for n, _, middle in layers]) for block, layers in sorted(self._by_block.items())
+            block: mean_of_parts([(n, middle) for n, _, middle in layers])
+            for block, layers in sorted(self._by_block.items())
         }
 
 
-def _mean(weighted: list[tuple[int, float]]) -> float:
+def mean_of_parts(weighted: list[tuple[int, float]]) -> float:
+    """The mean of values with sizes."""
     # One part, but where a block of the audit spans two steps of the walk.
     return sum(size * value for size, value in weighted) / sum(size for size, _ in weighted)
