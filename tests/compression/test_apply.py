@@ -457,5 +457,5 @@ def test_the_command_takes_token_files_for_calibration(llama, plans, tmp_path):
     place = [str(tmp_path / "plan.yaml"), str(llama), "-o", str(tmp_path / "out")]
     found = CliRunner().invoke(command(), [*place, *given])
     assert found.exit_code == 0, found.output
-    assert "asked for: 50.0000%" in found.output
+    assert "requested: 50.0000%" in found.output
     assert "- seed: 3" in (tmp_path / "out" / "README.md").read_text()

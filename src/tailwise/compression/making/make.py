@@ -297,8 +297,7 @@ def _formats(asked: Asked, assignment: Assignment) -> tuple[Decision, ...]:
 def _said_of_formats(plan: Plan) -> list[str]:
     asked, reached = plan.budget["asked"], plan.budget["reached"]
     reads = ASSIGNERS[plan.allocator].needs_alpha
-    notes = [f"sign: {direction_in_words(plan.operator)}" + ("" if reads else "; this allocator does not look at α")]
-    notes.append(depth_words(plan))
+    notes = [*([f"sign: {direction_in_words(plan.operator)}"] if reads else []), depth_words(plan)]
     if reached < asked * (1 - NEAR):
         notes.append(
             f"requested {asked:.6g} bits, achieved {reached:.6g}: whole tensors and these formats come no nearer"

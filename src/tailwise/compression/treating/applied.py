@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,7 @@ class Applied(Brief):
     loads: str = ""  # what a packed model is loaded with
     pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
+    whole: tuple[int, int] | None = None  # bytes of all tensors in their formats, and parameters, of the whole model
 
     @property
     def in_bits(self) -> bool:
@@ -106,6 +107,8 @@ class Applied(Brief):
             own["pruned"] = self.pruned.to_json()
         if self.sizes is not None:
             own |= {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}
+        if self.whole is not None:
+            own |= {"model_bytes": self.whole[0], "model_parameters": self.whole[1]}
         return {
             "output": str(self.output),
             "operator": self.operator,
@@ -129,6 +132,19 @@ class Applied(Brief):
         rows = [(one.tensor, one.n_params, one.asked, one.reached, one.relative_error) for one in self.tensors]
         heads = ("tensor", "parameters", "asked", "reached", "relative error")
         return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
+
+
+def whole_model(source: Checkpoint, tensors: Sequence[Reached]) -> tuple[int, int]:
+    """Bytes and parameters of a model, what was changed in its formats and the rest as it is stored."""
+    changed = {item.tensor: item for item in tensors}
+    nbytes, parameters = 0.0, 0
+    for name, spec in source.tensors.items():
+        if name in source.shared:
+            continue
+        found = changed.get(name)
+        nbytes += spec.nbytes if found is None else found.n_params * found.reached / 8
+        parameters += spec.numel if found is None else found.n_params
+    return round(nbytes), parameters
 
 
 def weighted_mean(weighted: list[tuple[int, float]]) -> float:

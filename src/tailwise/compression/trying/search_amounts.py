@@ -115,6 +115,10 @@ class AmountSearch(Search):
         return self.asked.by(name, settings)
 
     @override
+    def reads_alpha(self, name: str) -> bool:
+        return name in ALLOCATORS and ALLOCATORS[name].needs_alpha
+
+    @override
     def ways(self) -> Iterator[Sequence[Way]]:
         given = self.request.settings
         scores = self.stage.scores

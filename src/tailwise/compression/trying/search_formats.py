@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.bit_formats import Choices, Levels
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, Levels
 from tailwise.compression.making.asked import Asked, asked_of
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
@@ -134,6 +134,10 @@ class FormatSearch(Search):
     @override
     def always(self) -> tuple[Way, ...]:
         return (("depth", {}),) if len(self.choices.formats) > 1 else ()
+
+    @override
+    def reads_alpha(self, name: str) -> bool:
+        return name in ASSIGNERS and ASSIGNERS[name].needs_alpha
 
     @override
     def ways(self) -> Iterator[Sequence[Way]]:
