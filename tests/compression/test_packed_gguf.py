@@ -112,7 +112,7 @@ def test_blocks_are_those_that_gguf_quantizes_to(llama, tmp_path):
 
 def test_sizes_are_those_of_the_plan_and_the_file(llama, tmp_path):
     done = quantize(plan_for(llama, "q4_0"), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
-    assert done.asked == done.reached == 4.5
+    assert done.requested == done.achieved == 4.5
     assert done.sizes[1] == (tmp_path / "out" / FILE).stat().st_size
     assert "llama.cpp" in (tmp_path / "out" / "README.md").read_text()
 

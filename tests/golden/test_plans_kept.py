@@ -49,13 +49,24 @@ def again(model) -> dict[str, Plan]:
     return plans | dict(joined(plans))
 
 
+def named_anew(document: dict) -> dict:
+    """With the budget's keys of today: what was asked and reached is what is requested and achieved."""
+    names = {"asked": "requested", "reached": "achieved", "asked_bytes": "requested_bytes"}
+
+    def renamed(budget: dict) -> dict:
+        return {names.get(key, key): renamed(one) if isinstance(one, dict) else one for key, one in budget.items()}
+
+    assert "asked" in json.dumps(document["budget"]) or not document["budget"]
+    return document | {"budget": renamed(document["budget"])}
+
+
 def test_every_plan_is_read_checked_and_written_as_it_was(kept, tmp_path):
     assert len(kept) >= 25
     for name, text in kept.items():
         path = tmp_path / f"{name}.json"
         path.write_text(text)
         plan = Plan.load(path)
-        assert plan.to_json() == json.loads(text), name
+        assert plan.to_json() == named_anew(json.loads(text)), name
         if name in ("prune-alpha-mixed", "quantize-gptq", "both-wanda-gptq", "drop"):
             assert Plan.load(plan.save(tmp_path / f"{name}.yaml")) == plan, name
 

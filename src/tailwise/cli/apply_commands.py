@@ -127,11 +127,11 @@ def _deliver(applied: Applied, as_json: bool) -> None:
 
 def _reached(applied: Applied) -> str:
     if applied.in_bits:
-        bits = f"{applied.reached:.4f} bits per weight of the planned parameters, requested: {applied.asked:.4f}"
+        bits = f"{applied.achieved:.4f} bits per weight of the planned parameters, requested: {applied.requested:.4f}"
         return bits if applied.pruned is None else f"{_reached(applied.pruned)}; then {bits}"
     ranks = any(item.rank is not None for item in applied.tensors)
     went = "gone" if applied.smaller else "saved by low rank" if ranks else "zero"
-    return f"{applied.reached:.4%} of the planned parameters are {went}, requested: {applied.asked:.4%}"
+    return f"{applied.achieved:.4%} of the planned parameters are {went}, requested: {applied.requested:.4%}"
 
 
 def _table(applied: Applied, most: int = 12) -> Grid:
@@ -139,10 +139,10 @@ def _table(applied: Applied, most: int = 12) -> Grid:
     from tailwise.compression.applying.card import how_in_words
     from tailwise.report.grid import Grid
 
-    ranked = sorted(applied.tensors, key=lambda item: (-abs(item.reached - item.asked), -(item.relative_error or 0.0)))
+    ranked = sorted(applied.tensors, key=lambda item: (-abs(item.achieved - item.requested), -(item.relative_error or 0.0)))
     lines: list[tuple[str, ...]] = []
     for item in ranked[:most]:
-        amounts = (item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}")
+        amounts = (item.tensor, f"{item.requested:.4f}", f"{item.achieved:.4f}")
         error = "" if item.relative_error is None else f"{item.relative_error:.4f}"
         lines.append((*amounts, item.how, error) if applied.in_bits else (*amounts, how_in_words(item)))
     own = ("format", "‖ΔW‖ / ‖W‖") if applied.in_bits else ("how",)

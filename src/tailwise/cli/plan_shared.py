@@ -162,7 +162,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(entries_grid(plan, rows) if entries else plan_grid(plan, rows), "", sep="\n")
     for part in plan.parts:
-        asked, reached = part.budget.get("asked"), part.budget.get("reached")
+        asked, reached = part.budget.get("requested"), part.budget.get("achieved")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
             screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")

@@ -76,8 +76,8 @@ def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit,
 
 def test_a_plan_by_auto_holds_its_budget_and_what_is_fused_and_survives_its_file(audit, tokens, tmp_path) -> None:
     plan = planned(audit, _request(), text=_text(tokens), clock=_ticking(3))
-    assert plan.budget["reached"] == pytest.approx(mean_bits(plan))
-    assert plan.budget["asked"] == 3.5
+    assert plan.budget["achieved"] == pytest.approx(mean_bits(plan))
+    assert plan.budget["requested"] == 3.5
     assert 3.5 * 0.97 <= mean_bits(plan) <= 3.5
     assert plan.validate() == ()
     plan.save(tmp_path / "plan.json")
@@ -187,7 +187,7 @@ def test_a_rise_of_perplexity_is_kept_and_a_smaller_one_takes_more_bits(audit, t
         for allocator in ("uniform", "auto"):
             plan = planned(audit, request, allocator=allocator, text=_text(tokens), clock=_ticking(2))
             assert plan.budget["rise"] <= rise
-            assert plan.budget["asked_rise"] == pytest.approx(rise)
+            assert plan.budget["requested_rise"] == pytest.approx(rise)
             found[rise, allocator] = mean_bits(plan)
     assert found[0.5, "uniform"] < found[0.02, "uniform"]
     assert found[0.5, "auto"] < found[0.02, "auto"]

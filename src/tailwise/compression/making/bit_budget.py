@@ -74,8 +74,8 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
     reached = mean_bits(plan)
     fixed = kept_bytes(audit, [decision.tensor for decision in plan])
     spending = {
-        "asked": round(reached if budget is None else budget / plan.n_params, 9),
-        "reached": round(reached, 9),
+        "requested": round(reached if budget is None else budget / plan.n_params, 9),
+        "achieved": round(reached, 9),
         "unit": "bits per weight",
         "parameters": plan.n_params,
         "bytes": round(reached * plan.n_params / 8),
@@ -85,7 +85,7 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
     if nbytes is None:
         return spending
     headers = header_bytes(audit, [decision.tensor for decision in plan])
-    return spending | {"asked_bytes": nbytes, "header_bytes": headers}
+    return spending | {"requested_bytes": nbytes, "header_bytes": headers}
 
 
 def header_bytes(audit: Audit, planned: Sequence[str]) -> int:

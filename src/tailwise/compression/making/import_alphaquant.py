@@ -170,8 +170,8 @@ def _plan(audit: Audit, decisions: tuple[Decision, ...], notes: tuple[str, ...])
         model=audit.model,
         fingerprint=audit.provenance.fingerprint,
         budget={
-            "asked": round(reached, 9),
-            "reached": round(reached, 9),
+            "requested": round(reached, 9),
+            "achieved": round(reached, 9),
             "unit": "bits per weight",
             "parameters": parameters,
             "bytes": round(reached * parameters / 8),

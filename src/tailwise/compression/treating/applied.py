@@ -27,14 +27,14 @@ Grids = Callable[[Decision, "torch.Tensor"], list[ValueGrid] | None]
 class Reached:
     """One tensor of the plan, as it was read back.
 
-    Without a format, `asked` and `reached` are the fraction that went (of low rank, what its factors save). With one
+    Without a format, `requested` and `achieved` are the fraction that went (of low rank, what its factors save). With one
     they are bits per weight, codes, scales and zero points counted; of packed models, as they lie in the file.
     """
 
     tensor: str
     n_params: int
-    asked: float
-    reached: float
+    requested: float
+    achieved: float
     how: str  # pattern, or format
     rank: int | None = None
     relative_error: float | None = None  # ‖Ŵ − W‖_F / ‖W‖_F, of a format
@@ -52,12 +52,12 @@ class Reached:
     @property
     def removed(self) -> float:
         """Parameters that went."""
-        return self.n_params * self.reached
+        return self.n_params * self.achieved
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         head = {"tensor": self.tensor, "parameters": self.n_params}
-        amounts = {"asked": self.asked, "reached": self.reached}
+        amounts = {"requested": self.requested, "achieved": self.achieved}
         if self.relative_error is not None:
             return {**head, "format": self.how, **amounts, "relative_error": self.relative_error}
         return {**head, **amounts, "pattern": self.how, **({} if self.rank is None else {"rank": self.rank})}
@@ -67,7 +67,7 @@ class Reached:
 class Applied(Brief):
     """A plan that was applied.
 
-    A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
+    A quantized checkpoint is dequantized, as large as its source; where it is packed, `achieved` counts the bytes of
     the file.
     """
 
@@ -91,14 +91,14 @@ class Applied(Brief):
         return any(item.format is not None for item in self.tensors)
 
     @property
-    def asked(self) -> float:
+    def requested(self) -> float:
         """Of the plan, the mean weighted by parameters."""
-        return weighted_mean([(item.n_params, item.asked) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.requested) for item in self.tensors])
 
     @property
-    def reached(self) -> float:
+    def achieved(self) -> float:
         """The same, as it was read back."""
-        return weighted_mean([(item.n_params, item.reached) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.achieved) for item in self.tensors])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -113,8 +113,8 @@ class Applied(Brief):
             "output": str(self.output),
             "operator": self.operator,
             **({"unit": "bits per weight"} if self.in_bits else {}),
-            "asked": self.asked,
-            "reached": self.reached,
+            "requested": self.requested,
+            "achieved": self.achieved,
             **own,
             "seconds": round(self.seconds, 3),
             "resumed_blocks": self.resumed,
@@ -125,12 +125,12 @@ class Applied(Brief):
 
     def __repr__(self) -> str:
         unit = " bits per weight" if self.in_bits else " of the parameters"
-        asked = f"asked {self.asked:.4g}, reached {self.reached:.4g}{unit}"
-        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {asked})"
+        amounts = f"requested {self.requested:.4g}, achieved {self.achieved:.4g}{unit}"
+        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {amounts})"
 
     def _shown(self) -> Shown:
-        rows = [(one.tensor, one.n_params, one.asked, one.reached, one.relative_error) for one in self.tensors]
-        heads = ("tensor", "parameters", "asked", "reached", "relative error")
+        rows = [(one.tensor, one.n_params, one.requested, one.achieved, one.relative_error) for one in self.tensors]
+        heads = ("tensor", "parameters", "requested", "achieved", "relative error")
         return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
 
 
@@ -142,7 +142,7 @@ def whole_model(source: Checkpoint, tensors: Sequence[Reached]) -> tuple[int, in
         if name in source.shared:
             continue
         found = changed.get(name)
-        nbytes += spec.nbytes if found is None else found.n_params * found.reached / 8
+        nbytes += spec.nbytes if found is None else found.n_params * found.achieved / 8
         parameters += spec.numel if found is None else found.n_params
     return round(nbytes), parameters
 

@@ -127,7 +127,7 @@ def _measured(
         ways = ((f"{lowest}, all else dense", dense, changed),
                 (f"{lowest}, all else {plan.decisions[0].format}", plan, changed))  # fmt: skip
     else:
-        level = float(plan.budget["asked"])
+        level = float(plan.budget["requested"])
         more = min(round(level + MORE, 6), MOST)
         dense = plan.replace(decisions=tuple(item.but(sparsity=0.0) for item in plan))
         ways = (

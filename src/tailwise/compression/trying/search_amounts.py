@@ -176,7 +176,7 @@ class AmountSearch(Search):
         plan = best.plan
         if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item, plan.sparsity) for item in plan))
-        budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if self.can_refine else plan.budget
+        budget = dict(plan.budget) | {"achieved": round(plan.sparsity, 9)} if self.can_refine else plan.budget
         return plan.replace(budget=budget, settings={**best.settings, "pattern": self.request.pattern})
 
     @override

@@ -228,7 +228,7 @@ class FormatSearch(Search):
 def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
     """What the entries of a plan come to."""
     weight = asked.choices.weight(levels_of_plan(asked.choices, plan))
-    return {"reached": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
+    return {"achieved": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
 
 
 def _explained(item: Decision) -> Decision:

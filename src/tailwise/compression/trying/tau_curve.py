@@ -84,7 +84,7 @@ def tau_curve(
     best = min(points, key=lambda point: point.loss)
     if best.tau and (best.high is None or best.high >= 0):
         notes.append(f"the best τ, {best.tau:g}, is not told from uniform on {len(stage.guard)} windows")
-    asked = float(plans[0.0].budget["asked"])
+    asked = float(plans[0.0].budget["requested"])
     return TauCurve(audit.model, request.allocator, request.operator, asked, points, len(stage.guard), tuple(notes))
 
 
