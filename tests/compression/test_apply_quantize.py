@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,3 +279,17 @@ def test_the_example_model_in_bits(pycode, tmp_path):
     done = quantize(plan, pycode, tmp_path / "out", FREE)
     assert done.achieved == pytest.approx(4.5, rel=2e-3)
     assert done.achieved <= 4.5
+
+
+def test_the_command_says_what_it_looked_at_and_names_its_numbers(llama, plans, tmp_path, command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "130")
+    (tmp_path / "ids.json").write_text(json.dumps(WINDOWS.flatten().tolist()))
+    plans["gptq"].save(tmp_path / "plan.json")
+    code, out, err = command_line("apply", tmp_path / "plan.json", llama, "-o", tmp_path / "out", "--calibration",
+                                  tmp_path / "ids.json", "--samples", 6, "--window", 8)  # fmt: skip
+    assert code == 0
+    assert "calibrating by 6 windows of 8 tokens" in err
+    assert "gptq looked at 6 windows of 8 tokens of " in out
+    assert "‖ΔW‖ / ‖W‖" in out
+    assert "whole model: " in out
+    assert "nearer" not in out

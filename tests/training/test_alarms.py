@@ -159,7 +159,9 @@ def test_a_full_point_that_comes_late_does_not_send_the_run_back():
 def test_the_two_cadences_share_one_alarm():
     alarms = Alarms()
     points = sick({ONE: {"stable_rank": 4.0}})
-    both = [alarm for one in points for cadence in ("cheap", "full") for alarm in alarms.see(replace(one, cadence=cadence))]
+    both = [
+        alarm for one in points for cadence in ("cheap", "full") for alarm in alarms.see(replace(one, cadence=cadence))
+    ]
     assert len(both) == 1
 
 

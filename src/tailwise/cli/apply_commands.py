@@ -139,7 +139,9 @@ def _table(applied: Applied, most: int = 12) -> Grid:
     from tailwise.compression.applying.card import how_in_words
     from tailwise.report.grid import Grid
 
-    ranked = sorted(applied.tensors, key=lambda item: (-abs(item.achieved - item.requested), -(item.relative_error or 0.0)))
+    ranked = sorted(
+        applied.tensors, key=lambda item: (-abs(item.achieved - item.requested), -(item.relative_error or 0.0))
+    )
     lines: list[tuple[str, ...]] = []
     for item in ranked[:most]:
         amounts = (item.tensor, f"{item.requested:.4f}", f"{item.achieved:.4f}")

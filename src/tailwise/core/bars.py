@@ -53,8 +53,6 @@ class _Bar:
 
     def __call__(self, *step: Any) -> None:
         what, done, total = self._told(*step)
-        if not total:  # said once, before the work that is counted
-            return
         if self._bar is None or done < self._last or self._bar.total != total:
             self._begin(total)
         if what and what != self._what:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.core.storage import json_of, open_regular
-from tailwise.history.point import Alarm, Point, Resumed, Severity, Cadence
+from tailwise.history.point import Alarm, Cadence, Point, Resumed, Severity
 
 _log = logging.getLogger(__name__)
 

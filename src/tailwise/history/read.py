@@ -15,7 +15,7 @@ from tailwise.core.harmless import shortened
 from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
-from tailwise.history.point import OPTIMIZER, Alarm, Point, Cadence
+from tailwise.history.point import OPTIMIZER, Alarm, Cadence, Point
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import NO_LAYERS, VectorLayout, unpacked

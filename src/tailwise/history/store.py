@@ -19,7 +19,7 @@ from tailwise.history.branch import put_resumed
 from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
 from tailwise.history.migrate import bring_up_to_date
-from tailwise.history.point import Alarm, Point, Resumed, Cadence, no_alarm
+from tailwise.history.point import Alarm, Cadence, Point, Resumed, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
 from tailwise.history.series import Layers, scalars, series

@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import median
 
 from tailwise.checkpoints.roles import classify
-from tailwise.history.point import OPTIMIZER, Point, Cadence
+from tailwise.history.point import OPTIMIZER, Cadence, Point
 from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.factor_names import CHANGE, PEFT, factor_of
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
 from tailwise.core.validation import check
-from tailwise.history.point import Alarm, Point, Severity, Cadence
+from tailwise.history.point import Alarm, Cadence, Point, Severity
 from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs

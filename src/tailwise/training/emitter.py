@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.history.point import Alarm, Point, Resumed, Cadence
+from tailwise.history.point import Alarm, Cadence, Point, Resumed
 from tailwise.training.losses import LossJob, Summary
 from tailwise.training.processes import Faults, Ranks
 from tailwise.training.solver import RankMeasurements, from_json, to_json

@@ -14,7 +14,7 @@ from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.asked import asked_of
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.compression.plans.bits import mean_bits
+from tailwise.compression.plans.bits import mean_bits, whole_model_words
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.layer_errors import error_tables
@@ -242,3 +242,29 @@ def test_two_plans_become_one(call, audit, tmp_path) -> None:
     code, _, err = call("plan", "combine", paths[1], paths[0], "-o", str(tmp_path / "no.json"))
     assert code == 2
     assert "first" in err
+
+
+def test_a_short_budget_says_what_is_tried_and_how_much_is_enough(audit, tokens) -> None:
+    said: list[str] = []
+    plan = planned(audit, _request(), text=_text(tokens), clock=Clock(1e-6), say=lambda what, _: said.append(what))
+    (told,) = (line for line in said if "budget" in line)
+    assert "uniform and depth are tried" in told
+    assert "give --budget" in told
+    assert "trials" not in told
+    (missed,) = (note for note in plan.notes if note.startswith("not tried for lack of time"))
+    assert "give --budget" in missed
+    assert any("more than the budget" in note for note in plan.notes)
+
+
+def test_the_direction_of_alpha_is_said_of_plans_by_alpha_alone(audit) -> None:
+    for name, reads in (("uniform", False), ("depth", False), ("alpha", True)):
+        plan = planned(audit, _request(), allocator=name)
+        assert any(note.startswith("sign: ") for note in plan.notes) is reads, name
+
+
+def test_the_whole_model_is_said_beside_the_planned_matrices(audit) -> None:
+    plan = planned(audit, _request(), allocator="uniform")
+    words = whole_model_words(plan)
+    total, nbytes = plan.budget["model_parameters"], plan.budget["bytes"] + plan.budget["kept_bytes"]
+    assert total > plan.n_params
+    assert f"{8 * nbytes / total:.3f} bits per weight of {total:,} parameters" in words

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     import torch
 
 
-#: What is done, steps done, steps in all; 0 of 0 where it is said once.
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -138,7 +137,7 @@ class Run:
             journal = Journal(draft.kept)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 step = self._step(f"{'quantizing' if plan.quantizes else 'pruning'} blocks")
-                self.progress(f"calibrating by {looked_at(inputs)}", 0, 0)
+                self.progress(f"calibrating by {looked_at(inputs)}", 1, 1)
                 for given in walks:
                     walk_blocks(
                         host.home, given, BlockWork(jobs, journal, how), batch=self.options.batch, progress=step
@@ -175,7 +174,7 @@ class Run:
         with self._draft(output, key) as draft:
             journal = Journal(draft.kept)
             if calibrated:
-                self.progress(f"calibrating by {looked_at(inputs)}", 0, 0)
+                self.progress(f"calibrating by {looked_at(inputs)}", 1, 1)
             made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
             said = write_smaller(work, made, draft.folder, self._step("writing tensors"))
             tensors = reached_in(self.plan, made, draft.folder)

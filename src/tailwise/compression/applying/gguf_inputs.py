@@ -115,7 +115,7 @@ def seen_in(
     reached = plan.replace(decisions=tuple(_in_blocks(plan, host)))
     jobs = jobs_of(reached, host, {item.tensor: torch.float32 for item in reached}, how)
     work = _Looking(jobs, Nowhere(), how, stored, rounds)
-    progress(f"calibrating by {looked_at(inputs)}", 0, 0)
+    progress(f"calibrating by {looked_at(inputs)}", 1, 1)
     walk_blocks(host.home, inputs, work, batch=options.batch,
                 progress=lambda done, total: progress("quantizing blocks", done, total))  # fmt: skip
     first = next(iter(inputs.values()))

@@ -153,7 +153,12 @@ def from_document(document: Any, of: type[P], where: object = None) -> P:
 
 
 #: Keys of a budget as version 0.1 wrote them.
-_OF_0_1 = {"asked": "requested", "reached": "achieved", "asked_bytes": "requested_bytes", "asked_rise": "requested_rise"}
+_OF_0_1 = {
+    "asked": "requested",
+    "reached": "achieved",
+    "asked_bytes": "requested_bytes",
+    "asked_rise": "requested_rise",
+}
 
 
 def _named_anew(budget: Mapping[str, Any]) -> dict[str, Any]:

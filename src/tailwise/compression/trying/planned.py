@@ -62,10 +62,9 @@ def planned(
     elif allocator == AUTO:
         text = replace(text, objective=text.objective or BEST_OBJECTIVE, divergences=True)
     stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None)
-    with trials_on_engine(audit.model, around, stage.options) as engine:
-        with listener(say, "plan", of_share) as told:
-            scorer = PlanScorer(stage, clock, told or silent, engine=engine)
-            return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
+    with trials_on_engine(audit.model, around, stage.options) as engine, listener(say, "plan", of_share) as told:
+        scorer = PlanScorer(stage, clock, told or silent, engine=engine)
+        return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 
 def silent(what: str, done: float) -> None:

@@ -233,7 +233,7 @@ def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
 
 
 def _of_budget(clock: Clock) -> str:
-    if round(clock.spent) <= clock.seconds:
+    if clock.spent <= 1.05 * clock.seconds:
         return f" of {clock.seconds:.0f}"
     return f" (more than the budget of {clock.seconds:g}: what is always tried takes that long)"
 

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.operators.registered import OPERATORS

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint, code_of
-from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
+from tailwise.core.errors import AS_NUMBERS, TailwiseError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
