@@ -40,7 +40,7 @@ class _Head:
 
 
 def put_point(connection: Connection, point: Point) -> Added:
-    """Add a point. Where the run has one of that step and cadence, layers and scalars are united; the later value counts.
+    """Add a point. Where the run has one of that step and cadence, layers and scalars are united; the later counts.
 
     So ranks that each measure a share of the layers give one point, and a point written twice is kept once.
     """

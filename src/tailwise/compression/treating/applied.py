@@ -27,8 +27,8 @@ Grids = Callable[[Decision, "torch.Tensor"], list[ValueGrid] | None]
 class Reached:
     """One tensor of the plan, as it was read back.
 
-    Without a format, `requested` and `achieved` are the fraction that went (of low rank, what its factors save). With one
-    they are bits per weight, codes, scales and zero points counted; of packed models, as they lie in the file.
+    Without a format, `requested` and `achieved` are the fraction that went (of low rank, what its factors save). With
+    one they are bits per weight, codes, scales and zero points counted; of packed models, as they lie in the file.
     """
 
     tensor: str

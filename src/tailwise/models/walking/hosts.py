@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint, code_of
+from tailwise.checkpoints.open import hub_model
 from tailwise.core.errors import AS_NUMBERS, TailwiseError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
