@@ -17,7 +17,13 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_checkpoint, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs, image_inputs, looked_at
+from tailwise.compression.applying.calibration_inputs import (
+    calibrated_on,
+    calibration_inputs,
+    check_inputs,
+    image_inputs,
+    looked_at,
+)
 from tailwise.compression.applying.card import PLAN_FILE, card
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
@@ -142,7 +148,7 @@ class Run:
                     walk_blocks(
                         host.home, given, BlockWork(jobs, journal, how), batch=self.options.batch, progress=step
                     )
-            notes = (*_calibrated_on(plan, inputs, settings), *host.notes, *journal.notes)
+            notes = (*calibrated_on(plan.operator, inputs, settings), *host.notes, *journal.notes)
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
             done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
@@ -178,7 +184,7 @@ class Run:
             made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
             said = write_smaller(work, made, draft.folder, self._step("writing tensors"))
             tensors = reached_in(self.plan, made, draft.folder)
-            notes = (*_calibrated_on(self.plan, inputs, settings), *host.notes, *journal.notes, *said)
+            notes = (*calibrated_on(self.plan.operator, inputs, settings), *host.notes, *journal.notes, *said)
             done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, settings, notes, smaller=True)
             return self._commit(draft, done)
 
@@ -244,16 +250,6 @@ class _Kept:
         """See `Grids`."""
         walked = decision.tensor in self.journal.tensors
         return grids_in(self.journal, decision) if walked else self.rest.grids(decision, matrices)
-
-
-def _calibrated_on(
-    plan: Plan, inputs: Mapping[str, torch.Tensor] | None, settings: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """What an operator looked at, where it looked at text or inputs."""
-    if not inputs:
-        return ()
-    how = " (--samples and --window say how many and how long)" if "window" in settings else ""
-    return (f"{plan.operator} looked at {looked_at(inputs)} of {settings['calibration']}{how}",)
 
 
 def _walks(
