@@ -113,7 +113,7 @@ def test_a_bad_edit_is_refused_with_what_is_wrong(path, field, value, said):
         ({"entries": [1]}, "has no entries"),
         ({"settings": 3}, "settings is 3"),
         ({"settings": {"tau": float("nan")}}, "settings holds other things than text and finite numbers"),
-        ({"budget": {"requested": "half"}}, "the budget's asked is 'half'; it is a number"),
+        ({"budget": {"requested": "half"}}, "the budget's requested is 'half'; it is a number"),
         ({"budget": {"requested": 0.5, "achieved": 10**400}}, "it is a number"),
         ({"notes": "one"}, "notes is 'one'"),
         ({"tried": [1]}, r"tried is \[1\]"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
+from tailwise.compression.plans.bits import kept_bytes, kept_parameters, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, TensorChoice, candidates
 from tailwise.compression.plans.casting import Cast
 from tailwise.compression.plans.decision import Decision
@@ -176,6 +176,7 @@ def _plan(audit: Audit, decisions: tuple[Decision, ...], notes: tuple[str, ...])
             "parameters": parameters,
             "bytes": round(reached * parameters / 8),
             "kept_bytes": kept_bytes(audit, [decision.tensor for decision in decisions]),
+            "model_parameters": total + kept_parameters(audit, [decision.tensor for decision in decisions]),
         },
         decisions=decisions,
     )
