@@ -176,7 +176,7 @@ def _plan(audit: Audit, decisions: tuple[Decision, ...], notes: tuple[str, ...])
             "parameters": parameters,
             "bytes": round(reached * parameters / 8),
             "kept_bytes": kept_bytes(audit, [decision.tensor for decision in decisions]),
-            "model_parameters": total + kept_parameters(audit, [decision.tensor for decision in decisions]),
+            "model_parameters": parameters + kept_parameters(audit, [decision.tensor for decision in decisions]),
         },
         decisions=decisions,
     )
