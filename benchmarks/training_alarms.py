@@ -36,7 +36,7 @@ TABLES = ("held out", "calibration")
 def alarms_of(run):
     """Every alarm of a run, as a monitor would have raised it: losses first, then the point of their last step."""
     alarms, found, at, losses = Alarms(), [], 0, run["losses"]
-    for point in sorted(run["points"], key=lambda point: (point.step, point.tempo == "full", not point.layers)):
+    for point in sorted(run["points"], key=lambda point: (point.step, point.cadence == "full", not point.layers)):
         if point.step > at:
             found += alarms.see_losses(point.run, range(at + 1, point.step + 1), losses[at : point.step])
             at = point.step

@@ -133,7 +133,7 @@ def table(name: str, folder: Path, data: tuple[Digits, Digits], given: argparse.
                 with tempfile.TemporaryDirectory() as scratch:
                     done = apply(plan, folder, Path(scratch) / "pruned", options=options)
                     cells.append(_shown(scored(Path(scratch) / "pruned", held_out)))
-                short = min(short, done.reached - sparsity)
+                short = min(short, done.achieved - sparsity)
             print(f"| {way} | " + " | ".join(cells) + f" | {100 * short:+.2f} points |", flush=True)
         print()
 

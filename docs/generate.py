@@ -518,15 +518,22 @@ def _described(name: str, item: Any) -> str:
 
 
 def _fields(item: Any) -> str:
-    """A dataclass as its source has it, with the comments that say what each field is."""
+    """A dataclass as its source has it, with the comments that say what each field is; inherited ones first."""
     fields = {field.name for field in dataclasses.fields(item)}
-    lines = [line[4:] for line in inspect.getsource(item).splitlines() if re.match(r" {4}\w+: ", line)]
-    kept = [line for line in lines if line.partition(":")[0] in fields]
-    return f"class {item.__name__}:\n" + "\n".join(f"    {line}" for line in kept)
+    kept: dict[str, str] = {}
+    for base in reversed(item.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        for line in inspect.getsource(base).splitlines():
+            name = line[4:].partition(":")[0]
+            if re.match(r" {4}\w+: ", line) and name in fields:
+                kept[name] = line[4:]
+    return f"class {item.__name__}:\n" + "\n".join(f"    {line}" for line in kept.values())
 
 
 def _members(item: type) -> list[str]:
-    return [
+    """Each once, as the nearest class has it."""
+    found = [
         name
         for base in item.__mro__
         if base.__module__.startswith("tailwise") and not issubclass(item, Exception)
@@ -535,6 +542,7 @@ def _members(item: type) -> list[str]:
         and (inspect.isfunction(value) or isinstance(value, (property, staticmethod, classmethod)) or _is_cached(value))
         and inspect.getdoc(value)
     ]
+    return list(dict.fromkeys(found))
 
 
 def _is_cached(value: object) -> bool:

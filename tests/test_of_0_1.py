@@ -57,5 +57,5 @@ def test_a_store_has_its_points_alarms_and_audits_and_takes_more(store):
         assert [alarm.rule for alarm in history.alarms("one")] == ["TW702"]
         assert [item.step for item in history.audits("one")] == [30]
         assert {row.name for row in history.audit_rows("one", 30) if row.measured} == MEASURED
-        history.add_all([Point(run="one", step=40, tempo="full", time=1.8e9, scalars={"loss": 1.0}, layers={})])
+        history.add_all([Point(run="one", step=40, cadence="full", time=1.8e9, scalars={"loss": 1.0}, layers={})])
         assert [point.step for point in history.points("one")] == [0, 10, 20, 40]

@@ -93,7 +93,7 @@ def points(run, last=30):
         Point(
             run=run,
             step=step,
-            tempo="full",
+            cadence="full",
             time=1.7e9 + step,
             scalars={"loss": 5.0 - step / 10},
             layers={f"layers.{i}.mlp.up_proj": {"alpha": 3.0 + step / 100 + i} for i in range(4)},

@@ -132,7 +132,7 @@ def test_a_live_run_grows_on_the_page(page, folder, ids):
     assert drawn(page) == 2
     page.locator("#pulse.live").wait_for()
     with History(folder / "history.db") as history:
-        history.add_point(Point(run=run, step=777, tempo="full", time=1.8e9, scalars={"loss": 1.0}, layers={}))
+        history.add_point(Point(run=run, step=777, cadence="full", time=1.8e9, scalars={"loss": 1.0}, layers={}))
         history.add_alarm(Alarm(run=run, step=777, time=0.0, rule="TW703", severity="error", title="a new alarm"))
     page.get_by_text("a new alarm").wait_for()
     page.locator("#state", has_text="777").wait_for()
@@ -157,7 +157,7 @@ def test_what_came_while_nobody_looked_is_there_at_once(page, folder):
     page.locator("#pulse.live").wait_for()
     page.evaluate("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
     with History(folder / "history.db") as history:
-        history.add_point(Point(run=run, step=888, tempo="full", time=1.8e9, scalars={"loss": 1.0}, layers={}))
+        history.add_point(Point(run=run, step=888, cadence="full", time=1.8e9, scalars={"loss": 1.0}, layers={}))
     page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
     page.locator("#state", has_text="888").wait_for()
 

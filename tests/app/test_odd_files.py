@@ -161,7 +161,7 @@ def test_a_store_on_a_server_that_goes_away_amid_is_told_and_found_again(folder,
 
     url = postgres.new_store()
     with History(url, create=True) as history:
-        history.add_all([Point(run="one", step=0, tempo="full", time=1.7e9, scalars={"loss": 1.0}, layers={})])
+        history.add_all([Point(run="one", step=0, cadence="full", time=1.7e9, scalars={"loss": 1.0}, layers={})])
     workspace = Workspace([folder], store=url)
     app = create_app(workspace, AppSettings(state=tmp_path / "state2"))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:

@@ -56,7 +56,7 @@ def compressed(audit: tw.Audit, model: Path, output: Path) -> float:
     applied = tw.apply(plan, model, output / "pruned", options=ApplyOptions(force=True))
     bits = plan_quantize(audit, QuantizeRequest(bits=6, formats=("int4", "int8")))
     scores = tw.evaluate(model, text="text.txt", options=tw.scoring.EvaluateOptions(window=64))
-    return applied.reached + len(bits) + (scores.perplexity or 0.0)
+    return applied.achieved + len(bits) + (scores.perplexity or 0.0)
 
 
 def kept(where: str) -> list[Alarm]:

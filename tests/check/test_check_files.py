@@ -79,7 +79,7 @@ def test_json(written):
     document, _ = written
     assert document["passed"] is False
     assert document["verdict"] == "1 of 3 expectations hold"
-    assert [item["status"] for item in document["outcomes"]] == ["passed", "failed", "could_not_look"]
+    assert [item["status"] for item in document["outcomes"]] == ["passed", "failed", "not_evaluated"]
 
 
 def test_junit(written):

@@ -275,3 +275,18 @@ def test_a_reader_that_closes_early_is_no_error(model, tmp_path):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("mine/model.safetensors", "mine-model"), ("mine/Mine.Q4_1.safetensors", "Mine.Q4_1"), ("mine", "mine")],
+)
+def test_an_audit_is_named_after_the_model_and_not_after_what_all_files_are_called(
+    command_line, tmp_path, monkeypatch, file, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / file if "." in file else tmp_path / file / "model.safetensors"
+    save_file({"up.weight": torch.randn(64, 60, generator=torch.Generator().manual_seed(0))}, path)
+    assert command_line("audit", file, "--metrics", "stable_rank")[0] == 0
+    assert [one.name for one in tmp_path.glob("*.audit")] == [f"{name}.audit"]

@@ -79,11 +79,11 @@ def test_a_metric_over_time(call, store, tmp_path):
         "history", "a", "--store", store, "--metric", "alpha", "--steps", ":2", "-o", tmp_path / "x.csv"
     )
     assert code == 0
-    assert out.splitlines()[0].split() == ["step", "tempo", "role", "alpha"]
+    assert out.splitlines()[0].split() == ["step", "cadence", "role", "alpha"]
     with (tmp_path / "x.csv").open() as file:
         assert [row["alpha"] for row in csv.DictReader(file)] == ["4.0", "5.0"]
     lines = json.loads(call("history", "a", "--store", store, "--metric", "alpha", "--layers", "up", "--json")[1])
-    assert lines[0] == {"step": 1, "tempo": "cheap", "layer": UP, "role": "mlp_up", "block": 0, "alpha": 4.0}
+    assert lines[0] == {"step": 1, "cadence": "cheap", "layer": UP, "role": "mlp_up", "block": 0, "alpha": 4.0}
     assert json.loads(call("history", "b", "--store", store, "--metric", "alpha", "--json")[1])[0]["alpha"] is None
 
 

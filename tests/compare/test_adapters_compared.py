@@ -142,3 +142,13 @@ def test_an_edited_selection_is_refused(folders):
     with pytest.raises(UnreadableError, match="neither delta nor merged"):
         tw.Audit.load("edited.audit")
     assert np.isfinite(audit[MODULES[0]].stable_rank)
+
+
+def test_a_check_of_an_adapter_says_that_the_change_alone_was_measured(folders, tmp_path, called):
+    (tmp_path / "e.toml").write_text('expect = ["stable_rank > 0"]')
+    code, said = called("check", "lora", "--expect", "e.toml", "--markdown", "m.md")
+    assert code == 0
+    assert "the adapter's change ΔW alone" in said
+    assert "--adapter merged" in said
+    assert "ΔW alone" in (tmp_path / "m.md").read_text()
+    assert "alone" not in called("check", "base", "--expect", "e.toml")[1]

@@ -75,7 +75,7 @@ def test_the_plan_is_reached_and_all_else_is_as_before(llama, plans, tmp_path, o
     done = apply(plan, llama, tmp_path / "out", options=None if operator == "magnitude" else OPTIONS)
     before, after = tensors_of(llama), tensors_of(tmp_path / "out")
     assert list(before) == list(after)
-    assert done.reached == pytest.approx(plan.sparsity, abs=1e-3)
+    assert done.achieved == pytest.approx(plan.sparsity, abs=1e-3)
     for name, value in before.items():
         assert after[name].dtype == value.dtype
         if name in plan:
@@ -146,7 +146,7 @@ def test_each_group_along_the_inputs_holds_its_pattern(tmp_path, operator, patte
 def test_each_tensor_gets_its_own_amount(llama, plans, tmp_path):
     plan = edited(plans["magnitude"], sparsity=0.9)
     done = apply(plan, llama, tmp_path / "out")
-    assert [round(item.reached, 2) for item in done.tensors[:2]] == [0.9, 0.5]
+    assert [round(item.achieved, 2) for item in done.tensors[:2]] == [0.9, 0.5]
 
 
 def test_an_entry_of_nothing_leaves_its_tensor_alone(llama, plans, tmp_path):
@@ -180,7 +180,7 @@ def test_models_that_are_not_of_text_are_pruned_by_their_inputs(tmp_path, kind, 
     folder = saved(kind, tmp_path / "model")
     plan = plan_for(folder, operator=operator)
     done = apply(plan, folder, tmp_path / "out", options=ApplyOptions(calibration=inputs_for(kind)))
-    assert done.reached == pytest.approx(0.5, abs=0.02)
+    assert done.achieved == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_bytes(llama, plans, tmp_path):
@@ -194,7 +194,7 @@ def test_a_real_model_is_pruned_by_a_real_text(pycode, data, tmp_path):
     plan = plan_for(pycode, sparsity=0.6, operator="wanda")
     given = ApplyOptions(calibration=str(data / "text" / "tinystories_252_stories.txt"), samples=4, window=64)
     done = apply(plan, pycode, tmp_path / "out", options=given)
-    assert done.reached == pytest.approx(0.6, abs=0.003)  # whole entries of rows of 256
+    assert done.achieved == pytest.approx(0.6, abs=0.003)  # whole entries of rows of 256
     assert done.settings["samples"] == 4
 
 
@@ -301,7 +301,7 @@ def test_a_plan_for_other_weights_takes_force(llama, plans, tmp_path):
 @pytest.mark.parametrize("how", [{"layers": "mlp"}, {"roles": ("attn_q", "attn_o")}, {"min_evals": 20}])
 def test_a_plan_of_an_audit_of_a_part_is_held_against_that_part(llama, tmp_path, how):
     plan = plan_prune(audit(llama, **how), Request(0.5))
-    assert apply(plan, llama, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+    assert apply(plan, llama, tmp_path / "out").achieved == pytest.approx(0.5, abs=1e-3)
     other = saved("llama", tmp_path / "other", dtype=torch.float16)
     with pytest.raises(UsageError, match="others than those"):
         apply(plan, other, tmp_path / "none")
@@ -312,7 +312,7 @@ def test_a_matrix_that_was_not_measured_is_no_part_of_the_fingerprint(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert apply(plan_for(folder), folder, tmp_path / "out").reached == pytest.approx(0.5, abs=1e-3)
+    assert apply(plan_for(folder), folder, tmp_path / "out").achieved == pytest.approx(0.5, abs=1e-3)
 
 
 def test_an_edited_note_of_what_was_audited_is_told(llama, plans, tmp_path):
@@ -445,7 +445,7 @@ def test_the_command_writes_the_model_and_reports_in_json(llama, plans, tmp_path
     )
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
-    assert report["reached"] == pytest.approx(0.5, abs=1e-3)
+    assert report["achieved"] == pytest.approx(0.5, abs=1e-3)
     assert len(report["tensors"]) == len(plans["magnitude"])
     assert (tmp_path / "out" / MASKS).is_file()
 
@@ -457,5 +457,5 @@ def test_the_command_takes_token_files_for_calibration(llama, plans, tmp_path):
     place = [str(tmp_path / "plan.yaml"), str(llama), "-o", str(tmp_path / "out")]
     found = CliRunner().invoke(command(), [*place, *given])
     assert found.exit_code == 0, found.output
-    assert "asked for: 50.0000%" in found.output
+    assert "requested: 50.0000%" in found.output
     assert "- seed: 3" in (tmp_path / "out" / "README.md").read_text()

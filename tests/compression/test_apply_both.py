@@ -45,8 +45,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_what_was_pruned_is_zero_and_the_rest_has_its_format(llama, tmp_path, prune, quantize) -> None:
     plan = both(llama, prune, quantize)
     found = apply(plan, llama, tmp_path / "out", options=OPTIONS)
-    assert found.pruned.reached == pytest.approx(0.5, abs=0.01)
-    assert found.reached == pytest.approx(mean_bits(plan.part("quantize")))
+    assert found.pruned.achieved == pytest.approx(0.5, abs=0.01)
+    assert found.achieved == pytest.approx(mean_bits(plan.part("quantize")))
     apply(plan.part("prune"), llama, tmp_path / "pruned", options=OPTIONS)
     pruned, written = tensors_of(tmp_path / "pruned"), tensors_of(tmp_path / "out")
     for item in plan:

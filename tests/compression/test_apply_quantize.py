@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_the_planned_tensors_change_and_all_else_is_as_before(llama, plans, tmp_
     done = quantize(plan, llama, tmp_path / "out", options_of(operator))
     before, after = tensors_of(llama), tensors_of(tmp_path / "out")
     assert list(before) == list(after)
-    assert done.reached == pytest.approx(plan.budget["reached"]) == pytest.approx(done.asked)
+    assert done.achieved == pytest.approx(plan.budget["achieved"]) == pytest.approx(done.requested)
     for name, value in before.items():
         assert after[name].dtype == value.dtype
         assert torch.equal(after[name], value) == (name not in plan)
@@ -276,5 +277,19 @@ def test_relative_errors_are_those_of_the_written_file(llama, plans, tmp_path):
 def test_the_example_model_in_bits(pycode, tmp_path):
     plan = plan_for(pycode, bits=4.5, formats=("mxfp4", "mxfp8", "bf16"))
     done = quantize(plan, pycode, tmp_path / "out", FREE)
-    assert done.reached == pytest.approx(4.5, rel=2e-3)
-    assert done.reached <= 4.5
+    assert done.achieved == pytest.approx(4.5, rel=2e-3)
+    assert done.achieved <= 4.5
+
+
+def test_the_command_says_what_it_looked_at_and_names_its_numbers(llama, plans, tmp_path, command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "130")
+    (tmp_path / "ids.json").write_text(json.dumps(WINDOWS.flatten().tolist()))
+    plans["gptq"].save(tmp_path / "plan.json")
+    code, out, err = command_line("apply", tmp_path / "plan.json", llama, "-o", tmp_path / "out", "--calibration",
+                                  tmp_path / "ids.json", "--samples", 6, "--window", 8)  # fmt: skip
+    assert code == 0
+    assert "calibrating by 6 windows of 8 tokens" in err
+    assert "gptq looked at 6 windows of 8 tokens of " in out
+    assert "‖ΔW‖ / ‖W‖" in out
+    assert "whole model: " in out
+    assert "nearer" not in out

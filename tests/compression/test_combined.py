@@ -22,7 +22,13 @@ def _plan(names, amount, **head) -> Plan:
         entry(name, name.removesuffix(".weight"), "mlp_up", place, 2048, shape=(64, 32), reason="so", **amount)
         for place, name in enumerate(names)
     )
-    facts = {"allocator": "uniform", "model": "a/model", "fingerprint": "f", "budget": {"asked": 0.5}, "notes": ("n",)}
+    facts = {
+        "allocator": "uniform",
+        "model": "a/model",
+        "fingerprint": "f",
+        "budget": {"requested": 0.5},
+        "notes": ("n",),
+    }
     return Plan(decisions=made, **{**facts, **head})
 
 

@@ -46,7 +46,7 @@ def test_wanda_on_a_gguf_is_a_folder_that_plain_transformers_loads(file, decoded
     plan = plan_prune(audit(file), Request(0.5, "uniform", "wanda"))
     assert plan.decisions[0].tensor == "blk.0.attn_q.weight"
     done = apply(plan, file, tmp_path / "out", options=OPTIONS)
-    assert done.reached == pytest.approx(0.5)
+    assert done.achieved == pytest.approx(0.5)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, after in model.named_parameters():
         before = decoded.get_parameter(name)
@@ -60,7 +60,7 @@ def test_wanda_on_a_gguf_is_a_folder_that_plain_transformers_loads(file, decoded
 
 def test_gptq_on_a_gguf_and_a_gguf_again(file, tmp_path):
     plan = plan_quantize(audit(file), QuantizeRequest(formats=("int4-g32",), operator="gptq"))
-    assert apply(plan, file, tmp_path / "out", options=OPTIONS).reached == pytest.approx(4.5)
+    assert apply(plan, file, tmp_path / "out", options=OPTIONS).achieved == pytest.approx(4.5)
     again = plan_quantize(audit(file), QuantizeRequest(formats=("q8_0",)))
     apply(again, file, tmp_path / "packed", options=ApplyOptions(packed="gguf"))
     assert (tmp_path / "packed" / "model.gguf").is_file()
@@ -99,4 +99,4 @@ def test_the_remedy_that_is_printed_for_quantized_weights_works(coded, tmp_path)
     plan = plan_quantize(found, QuantizeRequest(formats=("bf16",), dequantize=True))
     apply(plan, coded, tmp_path / "numbers")
     pruning = plan_prune(audit(tmp_path / "numbers"), Request(0.5, "uniform", "wanda"))
-    assert apply(pruning, tmp_path / "numbers", tmp_path / "out", options=OPTIONS).reached == pytest.approx(0.5)
+    assert apply(pruning, tmp_path / "numbers", tmp_path / "out", options=OPTIONS).achieved == pytest.approx(0.5)

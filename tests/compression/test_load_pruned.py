@@ -95,7 +95,7 @@ def test_evaluate_loads_and_scores_such_a_folder(folders):
 def test_what_was_cut_can_be_calibrated_and_pruned_further(folders, tmp_path):
     _, cut = folders
     done = apply(plan_for(cut, operator="wanda"), cut, tmp_path / "out", options=ApplyOptions(calibration=WINDOWS))
-    assert done.reached == pytest.approx(0.5, abs=0.02)
+    assert done.achieved == pytest.approx(0.5, abs=0.02)
     assert torch.isfinite(logits(load_pruned(tmp_path / "out", dtype="float32"))).all()
 
 
@@ -134,7 +134,7 @@ def test_factors_of_a_matrix_of_that_rank_leave_the_outputs(low_rank, tmp_path, 
     torch.testing.assert_close(logits(found), logits(model), rtol=1e-3, atol=1e-3)
     before, after = (sum(value.numel() for value in one.parameters()) for one in (model, found))
     assert before - after == round(sum(item.removed for item in done.tensors))
-    assert done.reached == pytest.approx(plan.sparsity)
+    assert done.achieved == pytest.approx(plan.sparsity)
     sizes = [(place / "model.safetensors").stat().st_size for place in (folder, tmp_path / "out")]
     assert sizes[0] - sizes[1] == pytest.approx(4 * (before - after), rel=0.05)
 

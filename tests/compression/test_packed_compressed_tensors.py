@@ -122,8 +122,8 @@ def test_several_shards_and_their_index(tmp_path):
 def test_the_report_counts_the_bytes_of_the_file(llama, tmp_path):
     made = both(llama, plan_for(llama, "int4-g32"), LAYOUT, tmp_path)
     for item in made.done.tensors:
-        assert item.asked == pytest.approx(4.5)
-        assert item.reached == pytest.approx(4.5 + 8 * 16 / item.n_params)  # two integers hold the shape
+        assert item.requested == pytest.approx(4.5)
+        assert item.achieved == pytest.approx(4.5 + 8 * 16 / item.n_params)  # two integers hold the shape
     before, after = made.done.sizes
     assert before == (llama / "model.safetensors").stat().st_size
     assert after == (made.packed / "model.safetensors").stat().st_size < before

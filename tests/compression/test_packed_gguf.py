@@ -112,7 +112,7 @@ def test_blocks_are_those_that_gguf_quantizes_to(llama, tmp_path):
 
 def test_sizes_are_those_of_the_plan_and_the_file(llama, tmp_path):
     done = quantize(plan_for(llama, "q4_0"), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
-    assert done.asked == done.reached == 4.5
+    assert done.requested == done.achieved == 4.5
     assert done.sizes[1] == (tmp_path / "out" / FILE).stat().st_size
     assert "llama.cpp" in (tmp_path / "out" / "README.md").read_text()
 
@@ -250,3 +250,26 @@ def test_what_the_file_could_not_say_is_refused(llama, tmp_path, changes, said):
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=said):
         quantize(plan_for(llama, "q8_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT, force=True))
+
+
+def test_a_file_is_scored_as_its_types_decode(tmp_path):
+    from tailwise.models.evaluation.loading import load_model
+
+    source = saved(tmp_path / "source", dtype=torch.bfloat16)
+    quantize(plan_for(source, "q5_0"), source, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    found = load_model(str(tmp_path / "out" / FILE)).module.model.layers[0].mlp.down_proj.weight
+    (stored,) = (one for one in gguf.GGUFReader(tmp_path / "out" / FILE).tensors if one.name == "blk.0.ffn_down.weight")
+    decoded = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+    assert not torch.equal(decoded, decoded.bfloat16().float())  # or rounding it would not be seen
+    assert torch.equal(found.detach(), decoded)
+
+
+def test_the_whole_model_is_counted_with_what_the_plan_leaves(llama, tmp_path):
+    done = quantize(plan_for(llama, "q4_0"), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
+    nbytes, parameters = done.whole
+    with open_checkpoint(llama) as source:
+        assert parameters == sum(spec.numel for spec in source.tensors.values())
+        planned = sum(item.n_params for item in done.tensors)
+        assert nbytes == round(planned * 4.5 / 8) + 4 * (parameters - planned)
+    assert done.to_json()["model_bytes"] == nbytes
+    assert nbytes < done.sizes[1] < nbytes + 20_000  # the file has a header too

@@ -83,8 +83,8 @@ def test_several_shards_load(tmp_path):
 
 def test_whole_bytes_are_counted_and_noted(llama, tmp_path):
     done = quantize(plan_for(llama, "int4-g16"), llama, tmp_path / "out", ApplyOptions(packed=LAYOUT))
-    assert done.asked == pytest.approx(5.0)
-    assert done.reached == pytest.approx(8 + (16 + 8) / 16)  # a byte, a scale and a zero point of zero
+    assert done.requested == pytest.approx(5.0)
+    assert done.achieved == pytest.approx(8 + (16 + 8) / 16)  # a byte, a scale and a zero point of zero
     assert any("whole byte" in note for note in done.notes)
     assert "torchao" in (tmp_path / "out" / "README.md").read_text()
 

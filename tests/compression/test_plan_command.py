@@ -52,7 +52,7 @@ def test_without_a_name_it_is_plan_json_and_an_edited_one_is_not_replaced(run):
 
 def test_json_is_the_plan_itself_and_writes_no_file(run, tmp_path):
     _, out = run("prune", "a.audit", "--sparsity", "0.7", "--json")
-    assert json.loads(out)["budget"]["asked"] == 0.7
+    assert json.loads(out)["budget"]["requested"] == 0.7
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_plan_made_by_hand_without_what_it_reached_is_shown(run, tmp_path):
         "tailwise_plan": 1,
         "kind": "prune",
         "operator": "wanda",
-        "budget": {"asked": 0.5},
+        "budget": {"requested": 0.5},
         "entries": {"a": text},
     }
     (tmp_path / "p.json").write_text(json.dumps(document))

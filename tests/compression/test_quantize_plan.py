@@ -55,8 +55,8 @@ def moe(blocks: int = 2, experts: int = 3):
 def test_the_entries_keep_the_budget_and_come_near_to_it(audit, allocator, bits):
     plan = plan_quantize(audit, QuantizeRequest(bits, allocator=allocator))
     assert plan.kind == "quantize"
-    assert bits * 0.98 <= plan.budget["reached"] <= bits * (1 + 1e-9)
-    assert plan.budget["reached"] == pytest.approx(mean_bits(plan))
+    assert bits * 0.98 <= plan.budget["achieved"] <= bits * (1 + 1e-9)
+    assert plan.budget["achieved"] == pytest.approx(mean_bits(plan))
     assert plan.validate() == ()
     assert all(decision.reason for decision in plan)
 
@@ -64,7 +64,7 @@ def test_the_entries_keep_the_budget_and_come_near_to_it(audit, allocator, bits)
 def test_bits_are_weighted_by_parameters_and_count_scales_and_zero_points(audit):
     plan = plan_quantize(audit, QuantizeRequest(6.0, formats=("int4-asym-g32", "int8"), allocator="alphaq"))
     total = sum(d.n_params * parse_format(d.format).bits_per_weight(*d.shape) for d in plan)
-    assert plan.budget["reached"] == pytest.approx(total / plan.n_params)
+    assert plan.budget["achieved"] == pytest.approx(total / plan.n_params)
     assert plan.budget["bytes"] == round(total / 8)
     assert parse_format("int4-asym-g32").bits_per_weight(64, 64) == 4 + 20 / 32
 
@@ -84,13 +84,13 @@ def test_where_one_format_holds_the_budget_the_order_decides_nothing_and_tau_spr
     assert not any("the two formats next to" in note or "ranked across roles" in note for note in plan.notes)
     spread = plan_quantize(audit, QuantizeRequest(8.25, allocator=allocator, settings={"tau": 0.5}))
     assert len({d.format for d in spread}) > 1
-    assert spread.budget["reached"] <= 8.25
+    assert spread.budget["achieved"] <= 8.25
 
 
 def test_one_format_alone_needs_no_budget(audit):
     plan = plan_quantize(audit, QuantizeRequest(formats=("int4-g32",)))
     assert {decision.format for decision in plan} == {"int4-g32"}
-    assert plan.budget["asked"] == plan.budget["reached"] == 4.5
+    assert plan.budget["requested"] == plan.budget["achieved"] == 4.5
 
 
 def test_a_budget_that_tensors_and_formats_cannot_come_near_to_is_told(audit):
@@ -104,7 +104,7 @@ def test_bytes_are_of_the_whole_model(audit):
     headers = header_bytes(audit, [d.tensor for d in plan_quantize(audit, QuantizeRequest(5.0))])
     assert headers > 18 * 90
     plan = plan_quantize(audit, QuantizeRequest(bytes=kept + planned + headers))
-    assert plan.budget["asked"] == pytest.approx(5.0)
+    assert plan.budget["requested"] == pytest.approx(5.0)
     assert plan.budget["bytes"] + plan.budget["kept_bytes"] + headers <= kept + planned + headers
 
 

@@ -116,7 +116,7 @@ def test_equal_widths_are_said_by_the_config_and_transformers_loads_them(llama, 
     assert not (tmp_path / "out" / PRUNED_FILE).exists()
     assert torch.isfinite(logits(transformers_loads(tmp_path / "out"))).all()
     assert done.smaller
-    assert done.reached == pytest.approx(0.5)
+    assert done.achieved == pytest.approx(0.5)
 
 
 def test_the_files_get_smaller_by_what_was_taken_out(llama, plan, tmp_path):
@@ -140,7 +140,7 @@ def test_widths_are_a_multiple_of_what_is_asked(llama, plan, tmp_path, multiple,
     given = with_amounts(plan, lambda d: 0.3 if d.role.startswith("mlp") else 0.0)
     done = apply(given, llama, tmp_path / "out", options=ApplyOptions(multiple=multiple))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == width
-    assert [item.reached for item in done.tensors if "mlp" in item.tensor] == pytest.approx([1 - width / 48] * 9)
+    assert [item.achieved for item in done.tensors if "mlp" in item.tensor] == pytest.approx([1 - width / 48] * 9)
 
 
 def test_only_heads_or_only_neurons_can_be_cut(llama, plan, tmp_path):
@@ -240,7 +240,7 @@ def test_blocks_and_widths_go_together(llama, plan, tmp_path):
     done = apply(without_blocks(uneven(plan), named_blocks([0])), llama, tmp_path / "out", options=CALIBRATED)
     shapes = json.loads((tmp_path / "out" / PRUNED_FILE).read_text())["layers"]
     assert {name for name in shapes if "up" in name} == {f"model.layers.{i}.mlp.up_proj" for i in (0, 1)}
-    assert [item.reached for item in done.tensors if ".0." in item.tensor] == [1.0] * 7
+    assert [item.achieved for item in done.tensors if ".0." in item.tensor] == [1.0] * 7
     assert torch.isfinite(logits(load_pruned(tmp_path / "out"))).all()
 
 
@@ -269,7 +269,7 @@ def test_a_plan_with_blocks_is_checked_shown_compared_and_read_back(plan, tmp_pa
     found = without_blocks(plan, named_blocks([2]))
     assert Plan.load(found.save(tmp_path / "plan.yaml")) == found
     assert found.validate() == ()
-    assert found.budget["reached"] == pytest.approx(2 / 3)
+    assert found.budget["achieved"] == pytest.approx(2 / 3)
     assert {change.after for change in plan.diff(found).changed if change.field == "pattern"} == {"block"}
     assert any("1.000 block" in cell for line in plan_grid(found).lines for cell in line)
 

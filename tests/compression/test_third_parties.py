@@ -76,7 +76,7 @@ def test_a_pruner_is_planned_written_down_and_applied(audited, model, tmp_path):
     with pytest.raises(UsageError, match="looks at the inputs"):
         apply(plan, model, tmp_path / "out")
     done = apply(plan, model, tmp_path / "out", options=ApplyOptions(calibration=inputs_for("llama")["input_ids"]))
-    assert {item.reached for item in done.tensors} == {0.5}
+    assert {item.achieved for item in done.tensors} == {0.5}
 
 
 def test_a_quantizer_is_planned_and_applied_with_scales_of_its_own(audited, model, tmp_path):

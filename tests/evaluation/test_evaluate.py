@@ -243,3 +243,9 @@ def test_a_loader_without_examples_is_refused():
 
 def test_tokens_of_several_sources_are_named_by_the_first(story):
     assert tokens_of([story, story], make_tokenizer()).name == f"{story} and 1 more"
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "./model.gguf", "models/model.gguf", "folder/model.safetensors"])
+def test_a_file_that_is_not_there_is_called_that(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(name, "no such file", UnreadableError, text=np.arange(64))

@@ -37,6 +37,8 @@ def test_one_run_writes_json_markdown_a_page_and_the_card(command, folder, story
     assert card.startswith("# Own\n")
     assert text in card
     assert "mean KL divergence" in text
+    assert "no difference seen (p = 1)" in text
+    assert found.conclusion in text
     assert "Perplexity by bytes" in (tmp_path / "x.html").read_text(encoding="utf-8")
 
 

@@ -183,3 +183,11 @@ def test_without_documents_the_standard_errors_decide():
 def test_json_never_holds_nan(base):
     broken = made("model", [*base.losses[:-1], math.inf])
     json.dumps(compare_scores(broken, base).to_json(), allow_nan=False)
+
+
+def test_no_difference_says_how_large_a_one_cannot_be_excluded(base):
+    found = compare_scores(shifted(base, 0.0, seed=1), base)
+    low, high = found.perplexity.interval
+    assert low < 0 < high
+    ends = f"a rise of up to {100 * math.expm1(high):.2g} % or a fall of up to {-100 * math.expm1(low):.2g} % cannot be"
+    assert ends in found.conclusion

@@ -132,8 +132,8 @@ def check_entries(found: Made, operator: str, folder: Path, plan: Plan, done: An
     assert entries == plan.n_params
     assert torch.isfinite(outputs(after, found.inputs)).all()
     if operator in ("magnitude", "wanda", "sparsegpt"):
-        assert abs(zeros / entries - done.reached) < 1e-9
-        assert abs(done.reached - 0.5) < 0.02
+        assert abs(zeros / entries - done.achieved) < 1e-9
+        assert abs(done.achieved - 0.5) < 0.02
 
 
 def all_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -171,7 +171,7 @@ def check_products(found: Made, folder: Path, plan: Plan, done: Any) -> None:
         best = (U[..., : item.rank] * s[..., None, : item.rank]) @ Vh[..., : item.rank, :]
         assert torch.allclose(V.double(), best, atol=1e-5)
         saved += W.numel() * (1 - item.rank * sum(W.shape[-2:]) / (W.shape[-2] * W.shape[-1]))
-    assert abs(saved / plan.n_params - done.reached) < 1e-9
+    assert abs(saved / plan.n_params - done.achieved) < 1e-9
     assert torch.isfinite(outputs(loaded(found.model, folder), found.inputs)).all()
 
 
@@ -187,7 +187,7 @@ def check_factors(found: Made, folder: Path, plan: Plan, done: Any) -> None:
     assert len(factored) == len(plan)
     saved_parameters = sum(value.numel() for value in load_file(found.folder / "model.safetensors").values())
     left = sum(value.numel() for value in load_file(folder / "model.safetensors").values())
-    assert abs((saved_parameters - left) / plan.n_params - done.reached) < 1e-9
+    assert abs((saved_parameters - left) / plan.n_params - done.achieved) < 1e-9
     model = copy.deepcopy(found.model)
     by_shape = {}
     for place, block in all_blocks(model):
@@ -225,7 +225,7 @@ def check_structured(found: Made, folder: Path, plan: Plan, done: Any) -> None:
             gone[kept] = False
             W[:, gone] = 0.0
     assert removed
-    assert abs(removed / plan.n_params - done.reached) < 1e-9
+    assert abs(removed / plan.n_params - done.achieved) < 1e-9
     assert torch.allclose(outputs(after, found.inputs), outputs(model, found.inputs), rtol=1e-3, atol=1e-4)
 
 
@@ -245,7 +245,7 @@ def check_dropped(found: Made, folder: Path, plan: Plan, done: Any) -> None:
     assert not torch.allclose(masked, dense, atol=1e-3)
     assert torch.allclose(outputs(after, found.inputs), masked, rtol=1e-3, atol=1e-4)
     gone = sum(item.n_params for item in plan if item.sparsity == 1.0)
-    assert abs(gone / plan.n_params - done.reached) < 1e-9
+    assert abs(gone / plan.n_params - done.achieved) < 1e-9
 
 
 def check_fewer_experts(found: Made, folder: Path, plan: Plan, done: Any) -> None:
@@ -265,7 +265,7 @@ def check_fewer_experts(found: Made, folder: Path, plan: Plan, done: Any) -> Non
         sum(value.numel() for value in load_file(at / "model.safetensors").values()) for at in (found.folder, folder)
     ]
     routers = sum(row.numel() for row in rows_gone(found.model, after))
-    assert abs((sizes[0] - sizes[1] - routers) / plan.n_params - done.reached) < 1e-9
+    assert abs((sizes[0] - sizes[1] - routers) / plan.n_params - done.achieved) < 1e-9
 
 
 def _passed(given: Any, named: Mapping[str, Any], is_tuple: bool) -> Any:

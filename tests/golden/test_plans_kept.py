@@ -49,13 +49,32 @@ def again(model) -> dict[str, Plan]:
     return plans | dict(joined(plans))
 
 
+def named_anew(document: dict) -> dict:
+    """With the budget's keys of today: what was asked and reached is what is requested and achieved."""
+    names = {"asked": "requested", "reached": "achieved", "asked_bytes": "requested_bytes"}
+
+    def renamed(budget: dict) -> dict:
+        return {names.get(key, key): renamed(one) if isinstance(one, dict) else one for key, one in budget.items()}
+
+    return document | {"budget": renamed(document["budget"])}
+
+
+def of_0_1(plan: Plan) -> dict:
+    """A plan made today, without the size of the whole model, which 0.1 did not count."""
+    document = plan.to_json()
+    for budget in (document["budget"], document["budget"].get("quantize", {})):
+        whole = budget.pop("model_parameters", None)
+        assert whole is None or whole > budget["parameters"]
+    return document
+
+
 def test_every_plan_is_read_checked_and_written_as_it_was(kept, tmp_path):
     assert len(kept) >= 25
     for name, text in kept.items():
         path = tmp_path / f"{name}.json"
         path.write_text(text)
         plan = Plan.load(path)
-        assert plan.to_json() == json.loads(text), name
+        assert plan.to_json() == named_anew(json.loads(text)), name
         if name in ("prune-alpha-mixed", "quantize-gptq", "both-wanda-gptq", "drop"):
             assert Plan.load(plan.save(tmp_path / f"{name}.yaml")) == plan, name
 
@@ -66,7 +85,7 @@ def test_the_same_requests_give_the_same_plans(kept, again):
         if name in REDEFINED:
             assert [item.tensor for item in plan] == list(json.loads(kept[name])["entries"]), name
             continue
-        assert _alike(plan.to_json(), json.loads(kept[name])), name
+        assert _alike(of_0_1(plan), named_anew(json.loads(kept[name]))), name
 
 
 def _alike(one, other) -> bool:
@@ -88,7 +107,13 @@ def test_what_plans_say_is_said_again(kept, again):
         "prune-uniform", "prune-depth", "prune-2of4", "prune-low_rank", "prune-structured", "quantize-uniform",
         "quantize-cast", "quantize-blocks", "quantize-gptq-ordered", "drop",
     ):  # fmt: skip
-        assert again[name].to_json() == json.loads(_in_words_of_now(kept[name])), name
+        words = named_anew(json.loads(_in_words_of_now(kept[name])))
+        words["notes"] = [note for note in words["notes"] if not note.endswith(_OF_NO_USE)]
+        assert of_0_1(again[name]) == words, name
+
+
+#: Which way α points is said of plans that look at α alone.
+_OF_NO_USE = "; this allocator does not look at α"
 
 
 def _in_words_of_now(text: str) -> str:
@@ -101,7 +126,8 @@ def test_applying_gives_what_it_gave(kept, model, made, tmp_path, name):
     plan = Plan.from_json(json.loads(kept[APPLIED[name][0]]))
     apply(plan, model, tmp_path / "out", options=options_of(name))
     _check(made_by(tmp_path / "out"), made[name], exact=name in EXACT)
-    assert json.loads((tmp_path / "out" / "tailwise_plan.json").read_text()) == json.loads(kept[APPLIED[name][0]])
+    written = json.loads((tmp_path / "out" / "tailwise_plan.json").read_text())
+    assert written == named_anew(json.loads(kept[APPLIED[name][0]]))
 
 
 def _check(found: dict, wanted: dict, *, exact: bool) -> None:

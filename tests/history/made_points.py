@@ -12,11 +12,11 @@ from tailwise.spectrum.spectrum import Spectrum
 UP, DOWN, Q = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 
 
-def point(step: int, *, run: str = "a", tempo="cheap", scalars=None, notes=(), **layers) -> Point:
+def point(step: int, *, run: str = "a", cadence="cheap", scalars=None, notes=(), **layers) -> Point:
     """A point of two layers, unless others are given by name."""
     values = layers or {UP: {"alpha": 2.0 + step, "norm": 1.0}, DOWN: {"alpha": 3.0 + step}}
     return Point(
-        run, step, tempo, 1000.0 + step, values, {"loss": 1.0 / (1 + step)} if scalars is None else scalars, notes
+        run, step, cadence, 1000.0 + step, values, {"loss": 1.0 / (1 + step)} if scalars is None else scalars, notes
     )
 
 

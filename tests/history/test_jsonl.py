@@ -121,3 +121,9 @@ def test_lines_of_two_writers_of_one_file_do_not_mix(tmp_path):
     found = list(read_jsonl(tmp_path / "a.jsonl"))
     assert len(found) == 100
     assert {len(item.layers) for item in found} == {500}
+
+
+def test_a_line_of_0_1_is_read():
+    body = json.loads(to_line(point(3)))
+    body["tempo"] = body.pop("cadence")
+    assert from_line(json.dumps(body)) == point(3)

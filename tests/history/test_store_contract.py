@@ -47,14 +47,14 @@ def test_a_point_without_layers_and_a_layer_without_values(store):
 
 def test_points_are_in_order_of_step_whatever_order_they_came_in(store):
     store.add_all([point(step) for step in (5, 1, 3)])
-    store.add_point(point(3, tempo="full"))
-    assert [(item.step, item.tempo) for item in store.points("a")] == [
+    store.add_point(point(3, cadence="full"))
+    assert [(item.step, item.cadence) for item in store.points("a")] == [
         (1, "cheap"),
         (3, "cheap"),
         (3, "full"),
         (5, "cheap"),
     ]
-    assert [item.step for item in store.points("a", tempo="full")] == [3]
+    assert [item.step for item in store.points("a", cadence="full")] == [3]
     assert [item.step for item in store.points("a", steps=(2, 4))] == [3, 3]
     assert [item.step for item in store.points("a", steps=(None, 1))] == [1]
     assert [item.step for item in store.points("a", newest=2)] == [3, 5]
@@ -66,9 +66,9 @@ def test_more_points_than_are_read_at_once(store):
 
 
 def test_latest_is_the_highest_step_and_there_the_full_point(store):
-    store.add_all([point(7), point(7, tempo="full"), point(2)])
-    assert store.latest("a").tempo == "full"
-    assert store.latest("a", tempo="cheap").step == 7
+    store.add_all([point(7), point(7, cadence="full"), point(2)])
+    assert store.latest("a").cadence == "full"
+    assert store.latest("a", cadence="cheap").step == 7
     store.add_audit(audit(), "b", 1)
     assert store.latest("b") is None
 
@@ -98,10 +98,10 @@ def test_other_numbers_for_the_same_step_replace_and_are_mentioned_once(store, c
 def test_series_is_a_column_a_metric(store):
     store.add_all([point(1), point(2)])
     table = store.series("a", ["alpha", "norm"])
-    assert table.column_names == ["step", "tempo", "layer", "role", "block", "alpha", "norm"]
+    assert table.column_names == ["step", "cadence", "layer", "role", "block", "alpha", "norm"]
     assert table.to_pylist()[:2] == [
-        {"step": 1, "tempo": "cheap", "layer": UP, "role": "mlp_up", "block": 0, "alpha": 3.0, "norm": 1.0},
-        {"step": 1, "tempo": "cheap", "layer": DOWN, "role": "mlp_down", "block": 1, "alpha": 4.0, "norm": None},
+        {"step": 1, "cadence": "cheap", "layer": UP, "role": "mlp_up", "block": 0, "alpha": 3.0, "norm": 1.0},
+        {"step": 1, "cadence": "cheap", "layer": DOWN, "role": "mlp_down", "block": 1, "alpha": 4.0, "norm": None},
     ]
 
 
@@ -120,7 +120,7 @@ def test_series_over_points_of_different_layers_and_audits(store):
     store.add_all([point(2, **{DOWN: {"alpha": 1.0}}), point(1), point(3)])
     store.add_audit(audit(4.5), "a", 2)
     lines = store.series("a", ["alpha"], steps=(2, 3)).to_pylist()
-    assert [(line["step"], line["tempo"], line["layer"], line["alpha"]) for line in lines] == [
+    assert [(line["step"], line["cadence"], line["layer"], line["alpha"]) for line in lines] == [
         (2, "cheap", DOWN, 1.0), (2, "audit", UP, 4.5), (3, "cheap", UP, 5.0), (3, "cheap", DOWN, 6.0),
     ]  # fmt: skip
 
@@ -128,8 +128,8 @@ def test_series_over_points_of_different_layers_and_audits(store):
 def test_scalars_are_a_line_a_point(store):
     store.add_all([point(1, scalars={"loss": 2.0}), point(2, scalars={"lr": 0.1})])
     assert store.scalars("a").to_pylist() == [
-        {"step": 1, "tempo": "cheap", "time": 1001.0, "loss": 2.0, "lr": None},
-        {"step": 2, "tempo": "cheap", "time": 1002.0, "loss": None, "lr": 0.1},
+        {"step": 1, "cadence": "cheap", "time": 1001.0, "loss": 2.0, "lr": None},
+        {"step": 2, "cadence": "cheap", "time": 1002.0, "loss": None, "lr": 0.1},
     ]
 
 
@@ -317,7 +317,7 @@ def test_a_layer_of_the_last_place_and_a_role_with_gaps(store):
 
 
 def test_a_run_that_goes_on_from_an_earlier_step_leaves_a_branch(store):
-    store.add_all([point(step) for step in range(0, 60, 10)] + [point(step, tempo="full") for step in (0, 50)])
+    store.add_all([point(step) for step in range(0, 60, 10)] + [point(step, cadence="full") for step in (0, 50)])
     store.add_alarm(alarm(50))
     store.add_alarm(alarm(10, rule="TW402"))
     store.add_alarm(alarm(40, rule="TW402"))
@@ -325,7 +325,7 @@ def test_a_run_that_goes_on_from_an_earlier_step_leaves_a_branch(store):
     left = store.resume(Resumed("a", 30, 0.0))
     assert left == "a, left at step 50"
     assert [one.step for one in store.points("a")] == [0, 0, 10, 20, 30]
-    assert [(one.step, one.tempo) for one in store.points(left)] == [(40, "cheap"), (50, "cheap"), (50, "full")]
+    assert [(one.step, one.cadence) for one in store.points(left)] == [(40, "cheap"), (50, "cheap"), (50, "full")]
     assert next(store.points(left)).layers == point(40).layers
     assert [one.rule for one in store.alarms("a")] == ["TW402"]
     assert store.kept_alarms("a")[0].last_step == 30
@@ -387,7 +387,7 @@ def test_the_latest_point_is_one_of_layers(store):
     assert store.latest("a") == point(10)
     store.add_all([Point("b", 20, "cheap", 5.0, {}, {"eval_loss": 1.0})])
     assert store.latest("b").step == 20
-    assert store.latest("a", tempo="full") is None
+    assert store.latest("a", cadence="full") is None
 
 
 def test_notes_between_measurements_displace_none_of_them(store):

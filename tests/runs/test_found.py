@@ -120,3 +120,41 @@ def test_names_of_runs(tmp_path, monkeypatch):
     assert run_name(".") == tmp_path.name
     assert run_name("s3://bucket/llama") == "llama"
     assert run_name("org/llama") == "org/llama"
+
+
+def told(folder, name, file, text):
+    """A checkpoint whose name tells no step."""
+    shutil.copytree(folder / "step-5", folder / name)
+    (folder / name / file).write_text(text)
+
+
+@pytest.mark.parametrize(("file", "key"), [("trainer_state.json", "global_step"), ("training.json", "step")])
+def test_the_step_beside_the_weights_counts_where_the_name_has_none(make_run, file, key):
+    folder = make_run((5,))
+    told(folder, "early", file, f'{{"{key}": 3}}')
+    told(folder, "last", file, f'{{"{key}": 40}}')
+    assert [(one.step, one.name) for one in find(folder)] == [(3, "early"), (5, "step-5"), (40, "last")]
+    shutil.rmtree(folder / "step-5")
+    assert [one.step for one in find(folder)] == [3, 40]
+
+
+def test_a_copy_of_a_checkpoint_and_what_tells_no_step_are_left_out(make_run):
+    folder = make_run((5, 9))
+    told(folder, "best", "trainer_state.json", '{"global_step": 5}')
+    for name, text in (
+        ("torn", '{"global_st'),
+        ("text", '{"global_step": "7"}'),
+        ("none", "{}"),
+        ("yes", '{"global_step": true}'),
+    ):
+        told(folder, name, "trainer_state.json", text)
+    (folder / "logs").mkdir()
+    (folder / "logs" / "training.json").write_text('{"step": 8}')
+    assert [one.name for one in find(folder)] == ["step-5", "step-9"]
+
+
+def test_a_trainers_state_above_its_checkpoints_makes_no_checkpoint_of_their_folder(make_run, tmp_path):
+    folder = make_run((5, 9))
+    shutil.copy(folder / "step-9" / "model.safetensors", folder)
+    (folder / "trainer_state.json").write_text('{"global_step": 9}')
+    assert [one.step for one in find(tmp_path)] == [5, 9]

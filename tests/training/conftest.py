@@ -15,8 +15,8 @@ class Kept:
     def write(self, point):
         self.points.append(point)
 
-    def of(self, tempo):
-        return [point for point in self.points if point.tempo == tempo]
+    def of(self, cadence):
+        return [point for point in self.points if point.cadence == cadence]
 
 
 class Clock:

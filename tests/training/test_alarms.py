@@ -46,13 +46,13 @@ def test_a_sick_layer_is_named_once_with_the_step_where_it_began(changes, code, 
 
 def test_a_run_that_went_back_keeps_cheap_points_that_come_before_the_full_one_of_an_earlier_step():
     watch = AlarmWatch(frozenset({"spectral_norm"}), frozenset(), {})
-    cheap = [replace(point(step), tempo="cheap") for step in range(0, 100, 10)]
+    cheap = [replace(point(step), cadence="cheap") for step in range(0, 100, 10)]
     for taken in (point(0), *cheap[:5], point(40), *cheap[5:], point(80)):
         watch.take(taken)
     # Back to step 40, whose full measurement ends after cheap points of later steps.
     for taken in (*cheap[4:8], point(40)):
         watch.take(taken)
-    tracks = {tempo: watch._tracks[tempo, LAYERS[0], "spectral_norm"] for tempo in ("cheap", "full")}
+    tracks = {cadence: watch._tracks[cadence, LAYERS[0], "spectral_norm"] for cadence in ("cheap", "full")}
     assert list(tracks["cheap"].steps) == list(range(0, 80, 10))
     assert list(tracks["full"].steps) == [0, 40]
 
@@ -140,7 +140,7 @@ def test_runs_are_kept_apart():
     alarms = Alarms()
     for one, other in zip(healthy_run(30), sick({ONE: {"update_ratio": 0.3}}), strict=True):
         assert alarms.see(one) == []
-        alarms.see(Point("sick", *[getattr(other, name) for name in ("step", "tempo", "time", "layers", "scalars")]))
+        alarms.see(Point("sick", *[getattr(other, name) for name in ("step", "cadence", "time", "layers", "scalars")]))
     assert alarms.active("r") == []
     assert alarms.active("sick") == [("TW704", ONE)]
 
@@ -149,17 +149,19 @@ def test_a_full_point_that_comes_late_does_not_send_the_run_back():
     cheap, full = [], []
     for one in sick({ONE: {"stable_rank": 4.0}}):
         full.append(one)
-        cheap.append(replace(one, tempo="cheap"))
+        cheap.append(replace(one, cadence="cheap"))
     # Each spectrum is ready two points late.
     mixed = [one for pair in zip(cheap[2:], full, strict=False) for one in pair]
     (found,) = only([*cheap[:2], *mixed], "TW706")
     assert (found.step, found.layers) == (200, (ONE,))
 
 
-def test_the_two_tempos_share_one_alarm():
+def test_the_two_cadences_share_one_alarm():
     alarms = Alarms()
     points = sick({ONE: {"stable_rank": 4.0}})
-    both = [alarm for one in points for tempo in ("cheap", "full") for alarm in alarms.see(replace(one, tempo=tempo))]
+    both = [
+        alarm for one in points for cadence in ("cheap", "full") for alarm in alarms.see(replace(one, cadence=cadence))
+    ]
     assert len(both) == 1
 
 

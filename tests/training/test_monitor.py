@@ -68,7 +68,7 @@ def test_what_is_noted_stands_at_the_step_where_it_was(model, kept):
             if step in (3, 20, 34):  # between points, at one, and after the last
                 monitor.note(eval_loss=torch.tensor(4.0, requires_grad=True), accuracy=0.5)
     noted = [point for point in kept.points if "eval_loss" in point.scalars]
-    assert [(point.step, point.tempo, dict(point.layers)) for point in noted] == [
+    assert [(point.step, point.cadence, dict(point.layers)) for point in noted] == [
         (3, "cheap", {}), (20, "cheap", {}), (34, "cheap", {}),
     ]  # fmt: skip
     assert [point.step for point in kept.points if point.layers] == [10, 20, 30]
@@ -85,7 +85,7 @@ def test_an_evaluation_at_a_step_with_a_point_is_in_that_point_of_the_history(mo
         (last,) = history.points("a", steps=(10, 10))
         assert (last.scalars["loss"], last.scalars["eval_loss"]) == (2.0, 3.0)
         assert last.layers
-        assert history.latest("a", tempo="cheap") == last
+        assert history.latest("a", cadence="cheap") == last
 
 
 @pytest.mark.parametrize("device_like", [False, True])
@@ -252,7 +252,7 @@ def test_history_is_a_file_of_json_lines_where_its_name_says_so(model, tmp_path)
     with tw.Monitor(model, history=path, run="a"):
         pass
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {(line["tempo"], line["run"], line["step"]) for line in lines} == {("cheap", "a", 0), ("full", "a", 0)}
+    assert {(line["cadence"], line["run"], line["step"]) for line in lines} == {("cheap", "a", 0), ("full", "a", 0)}
 
 
 def test_any_other_name_is_opened_as_a_history_and_closed_again(model, kept, monkeypatch):

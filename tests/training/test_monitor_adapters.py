@@ -300,7 +300,7 @@ monitor.note(eval_loss=2.0)
 """
     subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
     items = list(read_jsonl(tmp_path / "h.jsonl"))
-    assert [item.step for item in items if item.tempo == "cheap"] == [0, 1, 2, 3, 4, 4]
+    assert [item.step for item in items if item.cadence == "cheap"] == [0, 1, 2, 3, 4, 4]
     assert items[-1].scalars.get("eval_loss") == 2.0 or items[-2].scalars.get("eval_loss") == 2.0
 
 

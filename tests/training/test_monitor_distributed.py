@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 def run_of(folder: Path):
     """The points that were written, and each rank's report."""
     lines = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
-    points = [line for line in lines if "tempo" in line]  # the others are alarms
+    points = [line for line in lines if "cadence" in line]  # the others are alarms
     return points, [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -50,13 +50,13 @@ def test_rank_0_emits_points_of_the_whole_model(kind, trained):
     points, reports = run_of(trained / kind)
     assert [report["errors"] for report in reports] == [[], []]
     assert reports[1]["points"] == 0
-    assert sorted((point["tempo"], point["step"]) for point in points if point["tempo"] == "cheap") == [
+    assert sorted((point["cadence"], point["step"]) for point in points if point["cadence"] == "cheap") == [
         ("cheap", step) for step in (0, 2, 4, 6, 8)
     ]
-    assert {0, 4} <= {point["step"] for point in points if point["tempo"] == "full"}
+    assert {0, 4} <= {point["step"] for point in points if point["cadence"] == "full"}
     assert all(set(point["layers"]) == {"0", "2", "4"} for point in points)
     weights = torch.load(trained / kind / "weights.pt")
-    last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
+    last = next(point for point in points if point["cadence"] == "cheap" and point["step"] == 8)
     for name in ("0", "2", "4"):
         W, old = weights["after"][f"{name}.weight"], weights["before"][f"{name}.weight"]
         assert last["layers"][name]["frobenius_norm"] == pytest.approx(float(W.norm()), rel=1e-5)
@@ -67,7 +67,7 @@ def test_rank_0_emits_points_of_the_whole_model(kind, trained):
     assert scalars == [8.0, 7.0, 7.5, 8.0]
     # The full and the cheap point of a step come in any order; the run's first has the note.
     assert any("optimizer: SGD" in point["notes"] for point in points if point["step"] == 0)
-    full = [point for point in points if point["tempo"] == "full"][-1]
+    full = [point for point in points if point["cadence"] == "full"][-1]
     if full["step"] == 8:
         audit = tw.audit({name: W.numpy() for name, W in weights["after"].items()}, use_cache=False)
         for name in ("0", "2", "4"):
@@ -78,7 +78,7 @@ def test_a_matrix_that_one_rank_cannot_measure_costs_no_other(trained):
     points, reports = run_of(trained / "fsdp-partly")
     assert reports[0]["errors"] == []
     assert all("broken on one rank" in error for error in reports[1]["errors"])
-    last = next(point for point in points if point["tempo"] == "cheap" and point["step"] == 8)
+    last = next(point for point in points if point["cadence"] == "cheap" and point["step"] == 8)
     norms = {name: values["frobenius_norm"] for name, values in last["layers"].items()}
     assert None in norms.values()
     assert any(norms.values())

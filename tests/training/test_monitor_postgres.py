@@ -18,5 +18,5 @@ def test_points_and_alarms_of_a_run_are_on_the_server(postgres, model):
     assert monitor.report().errors == ()
     with History(address) as history:
         points, alarms = list(history.points("team")), list(history.alarms("team"))
-    assert [point.step for point in points if point.tempo == "cheap"] == [0, 2, 4, 6, 8]
+    assert [point.step for point in points if point.cadence == "cheap"] == [0, 2, 4, 6, 8]
     assert [(alarm.rule, alarm.step) for alarm in alarms] == [("TW701", 6)]

@@ -141,6 +141,19 @@ def _locate(text: str, revision: str | None) -> tuple[Folder, str | None]:
     return _locate_local(path, text)
 
 
+def hub_model(name: str) -> HubAddress:
+    """The model on the Hub that a name means which is no folder. `UnreadableError` where it is none, or a file's."""
+    address = parse_hub(name, None)
+    path = Path(name).expanduser()
+    if not name.startswith("hf://") and _FILE_SUFFIX.search(name):
+        beside = _names_like(path)
+        fix = f"check the path{beside}" if beside else "check the path"
+        raise UnreadableError("no such file", where=name, fix=fix)
+    if address is None:
+        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    return address
+
+
 def _locate_hub_or_say(address: HubAddress, path: Path) -> tuple[Folder, str | None]:
     """As `_locate_hub`; where that fails, the error also says that no such local path exists, and what lies there."""
     try:

@@ -103,6 +103,7 @@ apply = command(
 
 
 def _deliver(applied: Applied, as_json: bool) -> None:
+    from tailwise.compression.plans.bits import in_all_words
     from tailwise.report.terminal import console
 
     screen = console(stderr=as_json)
@@ -114,7 +115,9 @@ def _deliver(applied: Applied, as_json: bool) -> None:
         f"{_reached(applied)} ({len(applied.tensors)} tensors, {applied.seconds:.1f} s)", markup=False, soft_wrap=True
     )
     if applied.sizes is not None:
-        screen.print(f"weights: {applied.sizes[0]:,} bytes before, {applied.sizes[1]:,} now", markup=False)
+        screen.print(f"files of weights: {applied.sizes[0]:,} bytes before, {applied.sizes[1]:,} now", markup=False)
+    if applied.whole is not None:
+        screen.print(in_all_words(*applied.whole), markup=False, soft_wrap=True)
     if applied.resumed:
         screen.print(f"{applied.resumed} blocks or shards were finished before", markup=False)
     for note in applied.notes:
@@ -124,23 +127,30 @@ def _deliver(applied: Applied, as_json: bool) -> None:
 
 def _reached(applied: Applied) -> str:
     if applied.in_bits:
-        bits = f"{applied.reached:.4f} bits per weight of the planned parameters, asked for: {applied.asked:.4f}"
+        bits = f"{applied.achieved:.4f} bits per weight of the planned parameters, requested: {applied.requested:.4f}"
         return bits if applied.pruned is None else f"{_reached(applied.pruned)}; then {bits}"
     ranks = any(item.rank is not None for item in applied.tensors)
     went = "gone" if applied.smaller else "saved by low rank" if ranks else "zero"
-    return f"{applied.reached:.4%} of the planned parameters are {went}, asked for: {applied.asked:.4%}"
+    return f"{applied.achieved:.4%} of the planned parameters are {went}, requested: {applied.requested:.4%}"
 
 
 def _table(applied: Applied, most: int = 12) -> Grid:
-    """The tensors that are farthest from what was asked."""
+    """The tensors that are farthest from what was requested; of those as near, those of the largest error first."""
     from tailwise.compression.applying.card import how_in_words
     from tailwise.report.grid import Grid
 
-    ranked = sorted(applied.tensors, key=lambda item: -abs(item.reached - item.asked))
-    lines = [(item.tensor, f"{item.asked:.4f}", f"{item.reached:.4f}", how_in_words(item)) for item in ranked[:most]]
+    ranked = sorted(
+        applied.tensors, key=lambda item: (-abs(item.achieved - item.requested), -(item.relative_error or 0.0))
+    )
+    lines: list[tuple[str, ...]] = []
+    for item in ranked[:most]:
+        amounts = (item.tensor, f"{item.requested:.4f}", f"{item.achieved:.4f}")
+        error = "" if item.relative_error is None else f"{item.relative_error:.4f}"
+        lines.append((*amounts, item.how, error) if applied.in_bits else (*amounts, how_in_words(item)))
+    own = ("format", "‖ΔW‖ / ‖W‖") if applied.in_bits else ("how",)
+    heads = ("tensor", "requested", "achieved", *own)
     if len(ranked) > most:
-        lines.append((f"… and {len(ranked) - most} that are nearer to it", "", "", ""))
-    heads = ("tensor", "requested", "achieved", "how")
+        lines.append((f"… and {len(ranked) - most} more", *("" for _ in heads[1:])))
     return Grid(heads, lines, words=(0, 3), wrapping=range(len(heads)), overflow="fold")
 
 

@@ -214,12 +214,19 @@ def _save_under_own_name(audit: Audit) -> Path | str:
     return audit.save(f"{_stem(audit.model)}-{digest_of(question)[:8]}.audit")
 
 
+#: What files of weights are called in every folder, so that the folder's name says which model it is.
+_ALL_ALIKE = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "consolidated", "weights")
+
+
 def _stem(model: str) -> str:
     from tailwise.checkpoints.sniff import SUFFIXES
 
-    name = Path(model).resolve().name if Path(model).exists() else model.rstrip("/").rsplit("/", 1)[-1]
+    path = Path(model)
+    name = path.resolve().name if path.is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
     stem = name.split("@", 1)[0]
-    return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem) or "model"
+    bare = next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem) or "model"
+    folder = path.absolute().parent.name
+    return f"{folder}-{bare}" if bare in _ALL_ALIKE and path.is_file() and folder else bare
 
 
 def _question(audit: Audit) -> list[Any]:

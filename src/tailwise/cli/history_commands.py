@@ -256,7 +256,7 @@ def bisect(
     )
     result = search([one.step for one in checkpoints], judge, verify=not quick)
     if as_json:
-        document = {"rule": chosen.code, "title": chosen.title, **result.to_json(), "could_not_look": judge.blind}
+        document = {"rule": chosen.code, "title": chosen.title, **result.to_json(), "not_evaluated": judge.blind}
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     else:
         _say(console(), result, f"{chosen.code} ({chosen.title})", rows)

@@ -101,7 +101,8 @@ def saying() -> Iterator[Callable[[str, float], None]]:
         def say(what: str, done: float) -> None:
             if done == 0.0:
                 typer.echo(what, err=True)
-            show(what, done)
+            else:
+                show(what, done)
 
         yield say
 
@@ -152,6 +153,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
+    from tailwise.compression.plans.bits import whole_model_words
     from tailwise.report.plan_view import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -160,10 +162,12 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     screen.print(title, style="bold", soft_wrap=True, markup=False)
     screen.print(entries_grid(plan, rows) if entries else plan_grid(plan, rows), "", sep="\n")
     for part in plan.parts:
-        asked, reached = part.budget.get("asked"), part.budget.get("reached")
+        asked, reached = part.budget.get("requested"), part.budget.get("achieved")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
         if asked is not None and reached is not None:
             screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
+        if whole := whole_model_words(part):
+            screen.print(whole, soft_wrap=True, markup=False)
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

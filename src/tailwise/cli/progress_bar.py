@@ -125,6 +125,8 @@ def counted(label: Callable[[str], str] = str) -> Iterator[Callable[[str, int, i
     with shown(bar), now_and_then(quiet=console.is_terminal) as line:
 
         def show(what: str, done: int, total: int) -> None:
+            if total == 1 and not console.is_terminal:  # over before a line now and then would tell of it
+                console.print(f"tailwise: {label(what)}", markup=False, highlight=False, soft_wrap=True)
             if what not in bars:
                 bars[what] = bar.add_task(label(what), total=total)
             bar.update(bars[what], completed=done)

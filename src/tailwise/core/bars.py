@@ -38,6 +38,11 @@ def listener(progress: Any, title: str, told: Callable[..., Told]) -> Iterator[A
         yield None
 
 
+def of_share(what: str, share: float) -> Told:
+    """How far a search or a training is, which says the share of all, in percent."""
+    return what, round(100 * share, 1), 100
+
+
 class _Bar:
     """A bar of tqdm; it appears where the work takes more than a moment."""
 

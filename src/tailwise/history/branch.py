@@ -20,7 +20,7 @@ def put_resumed(connection: Connection, resumed: Resumed) -> str | None:
     run = connection.execute(select(RUNS.c.id).where(RUNS.c.name == resumed.run)).scalar()
     if run is None:
         return None
-    later = (POINTS.c.run_id == run) & (POINTS.c.step > resumed.step) & (POINTS.c.tempo != "audit")
+    later = (POINTS.c.run_id == run) & (POINTS.c.step > resumed.step) & (POINTS.c.cadence != "audit")
     heads = connection.execute(select(POINTS.c.id, POINTS.c.layout_id, POINTS.c.step).where(later)).all()
     alarms = (ALARMS.c.run_id == run) & (ALARMS.c.step > resumed.step)
     if not heads and connection.execute(select(func.count()).select_from(ALARMS).where(alarms)).scalar() == 0:

@@ -18,7 +18,7 @@ def trusted_alone(history: History, run: str, series: pa.Table) -> tuple[pa.Tabl
     A monitor's points stay as they are: they do not hold what a fit is judged by.
     """
     names = [name for name in series.column_names if name in OF_FIT]
-    steps = {step for step, tempo in _places(series) if tempo == "audit"}
+    steps = {step for step, cadence in _places(series) if cadence == "audit"}
     if not names or not steps:
         return series, 0, 0
     doubted = set()
@@ -28,7 +28,7 @@ def trusted_alone(history: History, run: str, series: pa.Table) -> tuple[pa.Tabl
             rows = history.audit_rows(run, stored.step)
             doubted |= {(stored.step, row.name) for row in rows if row.measured and doubt(row, kind)}
     places, layers = _places(series), series["layer"].to_pylist()
-    of_audits = [tempo == "audit" for _, tempo in places]
+    of_audits = [cadence == "audit" for _, cadence in places]
     gone = [audit and (step, layer) in doubted
             for (step, _), layer, audit in zip(places, layers, of_audits, strict=True)]  # fmt: skip
     for name in names:
@@ -38,4 +38,4 @@ def trusted_alone(history: History, run: str, series: pa.Table) -> tuple[pa.Tabl
 
 
 def _places(series: pa.Table) -> list[tuple[int, str]]:
-    return list(zip(series["step"].to_pylist(), series["tempo"].to_pylist(), strict=True))
+    return list(zip(series["step"].to_pylist(), series["cadence"].to_pylist(), strict=True))

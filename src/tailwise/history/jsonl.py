@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.core.storage import json_of, open_regular
-from tailwise.history.point import Alarm, Point, Resumed, Severity, Tempo
+from tailwise.history.point import Alarm, Cadence, Point, Resumed, Severity
 
 _log = logging.getLogger(__name__)
 
@@ -62,10 +62,11 @@ def from_line(line: str) -> Item:
 
 def _point(body: dict[str, Any]) -> Point:
     layers = {name: numbers_from(values) for name, values in body["layers"].items()}
-    if body["tempo"] not in get_args(Tempo) or abs(int(body["step"])) > _LAST_STEP:
-        raise TypeError("its tempo or its step is none")
+    cadence = body["cadence"] if "cadence" in body else body["tempo"]  # as version 0.1 called it
+    if cadence not in get_args(Cadence) or abs(int(body["step"])) > _LAST_STEP:
+        raise TypeError("its cadence or its step is none")
     return Point(
-        str(body["run"]), int(body["step"]), body["tempo"], float(body["time"]), layers,
+        str(body["run"]), int(body["step"]), cadence, float(body["time"]), layers,
         numbers_from(body.get("scalars", {})), _texts(body.get("notes", ())),
     )  # fmt: skip
 
@@ -185,7 +186,7 @@ def _mend_last_line(path: Path) -> None:
 
 
 def one_line(items: Iterable[Item]) -> list[Point | Alarm]:
-    """Points and alarms without those of branches that ended: each run as it stands, one point a step and tempo."""
+    """Points and alarms without those of branches that ended: each run as it stands, one point a step and cadence."""
     by_key: dict[tuple[Any, ...], Point | Alarm] = {}
     for item in items:
         if isinstance(item, Resumed):
@@ -193,7 +194,7 @@ def one_line(items: Iterable[Item]) -> list[Point | Alarm]:
         elif isinstance(item, Alarm):
             by_key[len(by_key), item.key] = item
         else:
-            key = item.run, item.step, item.tempo
+            key = item.run, item.step, item.cadence
             there = by_key.get(key)
             by_key[key] = united(there, item) if isinstance(there, Point) else item
     return list(by_key.values())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tailwise.core.shown import Brief
 
-Tempo = Literal["cheap", "full"]
+Cadence = Literal["cheap", "full"]
 Severity = Literal["note", "warning", "error"]
 
 
@@ -19,7 +19,7 @@ class Point(Brief):
 
     run: str
     step: int
-    tempo: Tempo  # cheap: norms of a few products; full: the spectra
+    cadence: Cadence  # cheap: norms of a few products; full: the spectra
     time: float  # seconds since the epoch
     layers: Mapping[str, Mapping[str, float]]  # full name of the matrix → metric → value; names as in an audit
     scalars: Mapping[str, float] = field(default_factory=dict)  # of the whole model: loss, lr, overhead …
@@ -30,7 +30,7 @@ class Point(Brief):
         return {
             "run": self.run,
             "step": self.step,
-            "tempo": self.tempo,
+            "cadence": self.cadence,
             "time": self.time,
             "layers": {name: _finite(values) for name, values in self.layers.items()},
             "scalars": _finite(self.scalars),

@@ -23,7 +23,7 @@ class Retention:
     """
 
     keep_every: int | None = None  # steps that this divides
-    keep_last: int | None = None  # the newest points of each tempo, and of those that note numbers alone
+    keep_last: int | None = None  # the newest points of each cadence, and of those that note numbers alone
     older_than: float | None = None  # days; younger points are kept
 
     def __post_init__(self) -> None:
@@ -47,8 +47,8 @@ def prune(connection: Connection, run: str | None, retention: Retention, *, dry:
 
 
 def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
-    kind = case((has_layers(), POINTS.c.tempo), else_="noted")  # numbers of the whole model displace no measurement
-    query = select(POINTS.c.id, POINTS.c.step, kind.label("tempo"), POINTS.c.time).where(POINTS.c.run_id == run)
+    kind = case((has_layers(), POINTS.c.cadence), else_="noted")  # numbers of the whole model displace no measurement
+    query = select(POINTS.c.id, POINTS.c.step, kind.label("cadence"), POINTS.c.time).where(POINTS.c.run_id == run)
     heads = connection.execute(query.order_by(POINTS.c.step.desc())).all()
     written = _written(connection) if retention.older_than is not None else {}
     kept_steps = _steps_of_alarms(connection, run) | {head.step for head in heads[-1:]}
@@ -56,9 +56,9 @@ def _going(connection: Connection, run: int, retention: Retention) -> list[int]:
     seen: dict[str, int] = {}
     going = []
     for head in heads:
-        seen[head.tempo] = seen.get(head.tempo, 0) + 1
+        seen[head.cadence] = seen.get(head.cadence, 0) + 1
         every = retention.keep_every is not None and head.step % retention.keep_every == 0
-        last = seen[head.tempo] <= (retention.keep_last or 0)
+        last = seen[head.cadence] <= (retention.keep_last or 0)
         young = retention.older_than is not None and written[head.id] > before
         if not (every or last or young or head.step in kept_steps):
             going.append(head.id)

@@ -15,7 +15,7 @@ from tailwise.core.harmless import shortened
 from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
-from tailwise.history.point import OPTIMIZER, Alarm, Point, Tempo
+from tailwise.history.point import OPTIMIZER, Alarm, Cadence, Point
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import NO_LAYERS, VectorLayout, unpacked
@@ -68,11 +68,11 @@ def runs(connection: Connection) -> list[RunSummary]:
     """Every run, the one written last first."""
     counted: dict[int, dict[str, list[Any]]] = {}
     query = select(
-        POINTS.c.run_id, POINTS.c.tempo, func.count(), func.min(POINTS.c.step), func.max(POINTS.c.step),
+        POINTS.c.run_id, POINTS.c.cadence, func.count(), func.min(POINTS.c.step), func.max(POINTS.c.step),
         func.max(POINTS.c.time),
-    ).group_by(POINTS.c.run_id, POINTS.c.tempo)  # fmt: skip
-    for run, tempo, *numbers in connection.execute(query):
-        counted.setdefault(run, {})[tempo] = numbers
+    ).group_by(POINTS.c.run_id, POINTS.c.cadence)  # fmt: skip
+    for run, cadence, *numbers in connection.execute(query):
+        counted.setdefault(run, {})[cadence] = numbers
     noticed = select(ALARMS.c.run_id, func.count()).group_by(ALARMS.c.run_id)
     alarms: dict[int, int] = {row[0]: row[1] for row in connection.execute(noticed)}
     summaries = [
@@ -117,11 +117,11 @@ def has_layers() -> ColumnElement[bool]:
     return POINTS.c.layout_id.in_(select(LAYOUTS.c.id).where(LAYOUTS.c.layers != NO_LAYERS))
 
 
-def latest(connection: Connection, run: str, tempo: Tempo | None) -> Point | None:
+def latest(connection: Connection, run: str, cadence: Cadence | None) -> Point | None:
     """The point of the highest step; one without layers only where there is no other."""
-    wanted = [POINTS.c.tempo == tempo] if tempo else [POINTS.c.tempo != "audit"]
+    wanted = [POINTS.c.cadence == cadence] if cadence else [POINTS.c.cadence != "audit"]
     mine = select(POINTS).where(POINTS.c.run_id == known_run(connection, run), *wanted)
-    order = POINTS.c.step.desc(), POINTS.c.tempo.desc()
+    order = POINTS.c.step.desc(), POINTS.c.cadence.desc()
     for query in (mine.where(has_layers()), mine):
         if heads := connection.execute(query.order_by(*order).limit(1)).all():
             return point_of(connection, run, heads[0])
@@ -129,12 +129,12 @@ def latest(connection: Connection, run: str, tempo: Tempo | None) -> Point | Non
 
 
 def points(
-    connection: Connection, run: str, tempo: Tempo | None, steps: Steps | None, newest: int | None
+    connection: Connection, run: str, cadence: Cadence | None, steps: Steps | None, newest: int | None
 ) -> Iterator[Point]:
     """Points of a monitor in order of step, read a few at a time; of the `newest` alone if that is given."""
-    wanted = [POINTS.c.tempo == tempo] if tempo else [POINTS.c.tempo != "audit"]
+    wanted = [POINTS.c.cadence == cadence] if cadence else [POINTS.c.cadence != "audit"]
     query = select(POINTS).where(POINTS.c.run_id == known_run(connection, run), *wanted, *in_steps(steps))
-    query = query.order_by(POINTS.c.step.desc(), POINTS.c.tempo.desc()).limit(newest)
+    query = query.order_by(POINTS.c.step.desc(), POINTS.c.cadence.desc()).limit(newest)
     heads = connection.execute(query).all()[::-1]
     for start in range(0, len(heads), _BATCH):
         yield from _with_values(connection, run, heads[start : start + _BATCH])
@@ -151,7 +151,7 @@ def _with_values(connection: Connection, run: str, heads: list[Row[Any]] | Any) 
     for head in heads:
         layers = unpacked(layouts[head.layout_id], vectors.get(head.id, {}))
         scalars, notes = numbers_from(json_of(head.scalars)), tuple(json_of(head.notes))
-        yield Point(run, head.step, head.tempo, head.time, layers, scalars, notes)
+        yield Point(run, head.step, head.cadence, head.time, layers, scalars, notes)
 
 
 def vectors_of(connection: Connection, ids: list[int]) -> dict[int, dict[str, bytes]]:
@@ -222,7 +222,7 @@ def _all(names: Mapping[str, None], values: Mapping[str, float]) -> dict[str, fl
 
 
 def _near(connection: Connection, run: int, step: int) -> str:
-    query = select(POINTS.c.step).where(POINTS.c.run_id == run, POINTS.c.tempo == "audit")
+    query = select(POINTS.c.step).where(POINTS.c.run_id == run, POINTS.c.cadence == "audit")
     steps = list(connection.execute(query).scalars())
     if not steps:
         return "audit its checkpoints into the store: tailwise audit --all-checkpoints DIR --store …"

@@ -66,12 +66,12 @@ POINTS = Table(
     Column("id", Integer, primary_key=True),
     _parent("runs"),
     Column("step", BigInteger, nullable=False),
-    Column("tempo", String(8), nullable=False),  # cheap, full, or audit
+    Column("tempo", String(8), key="cadence", nullable=False),  # cheap, full, or audit
     Column("time", Float(53), nullable=False),
     Column("layout_id", Integer, ForeignKey("tailwise_layouts.id"), nullable=False),
     Column("scalars", Text, nullable=False),  # JSON
     Column("notes", Text, nullable=False),  # JSON
-    UniqueConstraint("run_id", "step", "tempo"),
+    UniqueConstraint("run_id", "step", "cadence"),
 )
 #: float64, little-endian, one value for each layer of the point's layout; see `vectors.py` for what is absent.
 VECTORS = Table(

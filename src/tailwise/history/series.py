@@ -25,13 +25,13 @@ def series(
     connection: Connection, run: str, metrics: Sequence[str], chosen: tuple[Layers, Collection[str] | None],
     steps: Steps | None,
 ) -> pa.Table:  # fmt: skip
-    """A line per step, tempo and layer that has one of the metrics; a column per metric, null where it has none."""
+    """A line per step, cadence and layer that has one of the metrics; a column per metric, null where it has none."""
     layers, roles = chosen
     owner = known_run(connection, run)
     ids = _metric_ids(connection, metrics, owner)
     mine = [POINTS.c.run_id == owner, *in_steps(steps)]
-    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.tempo, POINTS.c.layout_id).where(*mine)
-    heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
+    query = select(POINTS.c.id, POINTS.c.step, POINTS.c.cadence, POINTS.c.layout_id).where(*mine)
+    heads = connection.execute(query.order_by(POINTS.c.step, POINTS.c.cadence)).all()
     parts = []
     for number, layout in layouts_of(connection, {head.layout_id for head in heads}).items():
         kept = _kept(layout, layers, roles)
@@ -115,7 +115,7 @@ def _part(
     columns = {name: _column(places, mine) for name, mine in values.items()}
     part: dict[str, Any] = {
         "step": np.repeat([head.step for head in heads], len(places)),
-        "tempo": np.repeat([_TEMPOS.index(head.tempo) for head in heads], len(places)),
+        "cadence": np.repeat([_CADENCES.index(head.cadence) for head in heads], len(places)),
         "place": np.tile(np.arange(len(places)), len(heads)),
         "places": [layout.places[index] for index in places],
         "columns": columns,
@@ -123,7 +123,7 @@ def _part(
     some = ~np.logical_and.reduce([gone for _, gone in columns.values()])
     if some.all():
         return part
-    fewer = {key: part[key][some] for key in ("step", "tempo", "place")}
+    fewer = {key: part[key][some] for key in ("step", "cadence", "place")}
     return {**part, **fewer, "columns": {name: (values[some], gone[some]) for name, (values, gone) in columns.items()}}
 
 
@@ -135,9 +135,9 @@ def _column(places: NDArray[np.intp], values: NDArray[np.float64]) -> tuple[NDAr
     return flat, flat.view(ABSENT.dtype) == ABSENT
 
 
-_TEMPOS = ["cheap", "full", "audit"]
+_CADENCES = ["cheap", "full", "audit"]
 _EMPTY: dict[str, Any] = {
-    "step": np.zeros(0, np.int64), "tempo": np.zeros(0, np.int64), "place": np.zeros(0, np.int64), "places": [],
+    "step": np.zeros(0, np.int64), "cadence": np.zeros(0, np.int64), "place": np.zeros(0, np.int64), "places": [],
 }  # fmt: skip
 
 
@@ -148,13 +148,13 @@ def _joined(parts: list[dict[str, Any]], metrics: list[str]) -> pa.Table:
     offsets = np.cumsum([0, *(len(part["places"]) for part in parts)])
     place = np.concatenate([part["place"] + start for part, start in zip(parts, offsets, strict=False)])
     step = np.concatenate([part["step"] for part in parts]).astype(np.int64)
-    tempo = np.concatenate([part["tempo"] for part in parts])
+    cadence = np.concatenate([part["cadence"] for part in parts])
     # Parts are in order within; between them, cheap points and audits of one run take turns.
-    order = np.lexsort((tempo, step)) if len(parts) > 1 else slice(None)
+    order = np.lexsort((cadence, step)) if len(parts) > 1 else slice(None)
     blocks = [place.block for place in places]
     columns: dict[str, Any] = {
         "step": step[order],
-        "tempo": pa.DictionaryArray.from_arrays(tempo[order].astype(np.int32), pa.array(_TEMPOS)),
+        "cadence": pa.DictionaryArray.from_arrays(cadence[order].astype(np.int32), pa.array(_CADENCES)),
         "layer": _words(place[order], [item.name for item in places]),
         "role": _words(place[order], [item.role for item in places]),
         "block": pa.array(blocks, pa.int32()).take(pa.array(place[order])),
@@ -179,16 +179,16 @@ def _words(index: NDArray[np.int64], words: list[str]) -> pa.DictionaryArray:
 
 
 def scalars(connection: Connection, run: str, steps: Steps | None) -> pa.Table:
-    """A line per point: step, tempo, time, and a column per scalar."""
-    query = select(POINTS.c.step, POINTS.c.tempo, POINTS.c.time, POINTS.c.scalars).where(
+    """A line per point: step, cadence, time, and a column per scalar."""
+    query = select(POINTS.c.step, POINTS.c.cadence, POINTS.c.time, POINTS.c.scalars).where(
         POINTS.c.run_id == known_run(connection, run), *in_steps(steps)
     )
-    rows = connection.execute(query.order_by(POINTS.c.step, POINTS.c.tempo)).all()
+    rows = connection.execute(query.order_by(POINTS.c.step, POINTS.c.cadence)).all()
     numbers = [numbers_from(json_of(row.scalars)) for row in rows]
     names = dict.fromkeys(name for values in numbers for name in values)
     return pa.table({
         "step": pa.array([row.step for row in rows], pa.int64()),
-        "tempo": pa.array([row.tempo for row in rows], pa.string()),
+        "cadence": pa.array([row.cadence for row in rows], pa.string()),
         "time": pa.array([row.time for row in rows], pa.float64()),
         **{name: pa.array([values.get(name) for values in numbers], pa.float64()) for name in names},
     })  # fmt: skip

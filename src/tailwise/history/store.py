@@ -19,7 +19,7 @@ from tailwise.history.branch import put_resumed
 from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
 from tailwise.history.migrate import bring_up_to_date
-from tailwise.history.point import Alarm, Point, Resumed, Tempo, no_alarm
+from tailwise.history.point import Alarm, Cadence, Point, Resumed, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
 from tailwise.history.series import Layers, scalars, series
@@ -74,7 +74,7 @@ class History:
     def add_point(self, point: Point) -> Added:
         """Add a point, and say what became of it.
 
-        `new`; or, where the run has a point of that step and tempo: `merged` (its layers and scalars were united with
+        `new`; or, where the run has a point of that step and cadence: `merged` (its layers and scalars were united with
         those there, as ranks that each measure some layers want it), `changed` (numbers there were replaced by other
         ones, which is also logged once for a run), or `same`.
         """
@@ -151,7 +151,7 @@ class History:
             return read.runs(connection)
 
     def points(
-        self, run: str, *, tempo: Tempo | None = None, steps: Steps | None = None, newest: int | None = None
+        self, run: str, *, cadence: Cadence | None = None, steps: Steps | None = None, newest: int | None = None
     ) -> Iterator[Point]:
         """The points of a run in order of step, read as they are asked for; with `newest`, only the last so many.
 
@@ -159,15 +159,15 @@ class History:
         far faster.
         """
         with reading(self._engine, self.where) as connection:
-            yield from read.points(connection, run, tempo, steps, newest)
+            yield from read.points(connection, run, cadence, steps, newest)
 
-    def latest(self, run: str, *, tempo: Tempo | None = None) -> Point | None:
-        """The point of the highest step, or None where there is none; of two tempos, the full one.
+    def latest(self, run: str, *, cadence: Cadence | None = None) -> Point | None:
+        """The point of the highest step, or None where there is none; of two cadences, the full one.
 
         Points without layers, as evaluations between two measurements leave them, count only where there are no others.
         """
         with reading(self._engine, self.where) as connection:
-            return read.latest(connection, run, tempo)
+            return read.latest(connection, run, cadence)
 
     def metrics(self, run: str) -> list[str]:
         """Names of the metrics that a run has, of points or audits."""
@@ -178,7 +178,7 @@ class History:
         self, run: str, metrics: Sequence[str], layers: Layers = None, roles: Collection[str] | None = None,
         steps: Steps | None = None,
     ) -> pa.Table:  # fmt: skip
-        """Numbers over time: a line per step, tempo and layer, in order of step, and a column per metric.
+        """Numbers over time: a line per step, cadence and layer, in order of step, and a column per metric.
 
         Parameters
         ----------
@@ -191,13 +191,13 @@ class History:
         steps
             First and last, both included, None for no bound.
 
-        Columns: `step`, `tempo` (cheap, full or audit), `layer`, `role`, `block`, and the metrics.
+        Columns: `step`, `cadence` (cheap, full or audit), `layer`, `role`, `block`, and the metrics.
         """
         with reading(self._engine, self.where) as connection:
             return series(connection, run, metrics, (layers, roles), steps)
 
     def scalars(self, run: str, steps: Steps | None = None) -> pa.Table:
-        """A line per point: step, tempo, time, and a column per scalar. Of an audit: means over its layers."""
+        """A line per point: step, cadence, time, and a column per scalar. Of an audit: means over its layers."""
         with reading(self._engine, self.where) as connection:
             return scalars(connection, run, steps)
 
@@ -227,7 +227,7 @@ class History:
 
     def no_alarm(self, run: str | None = None) -> str:
         """What it means that a run (or all of them) has no alarm: whether rules looked at it."""
-        return "No alarm in any run." if run is None else no_alarm(self.latest(run, tempo="cheap"))
+        return "No alarm in any run." if run is None else no_alarm(self.latest(run, cadence="cheap"))
 
     # Keeping house
 

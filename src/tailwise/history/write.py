@@ -33,22 +33,22 @@ class _Head:
     """A point or an audit without its values."""
 
     step: int
-    tempo: str
+    cadence: str
     time: float
     scalars: Mapping[str, float]
     notes: Sequence[str]
 
 
 def put_point(connection: Connection, point: Point) -> Added:
-    """Add a point. Where the run has one of that step and tempo, layers and scalars are united; the later value counts.
+    """Add a point. Where the run has one of that step and cadence, layers and scalars are united; the later counts.
 
     So ranks that each measure a share of the layers give one point, and a point written twice is kept once.
     """
-    if point.tempo not in ("cheap", "full"):
-        raise unknown_name("tempo", point.tempo, ("cheap", "full"))
+    if point.cadence not in ("cheap", "full"):
+        raise unknown_name("cadence", point.cadence, ("cheap", "full"))
     run = run_id(connection, point.run)
     there = connection.execute(
-        select(POINTS).where(POINTS.c.run_id == run, POINTS.c.step == point.step, POINTS.c.tempo == point.tempo)
+        select(POINTS).where(POINTS.c.run_id == run, POINTS.c.step == point.step, POINTS.c.cadence == point.cadence)
     ).one_or_none()
     became: Added = "new"
     if there is not None:
@@ -57,7 +57,7 @@ def put_point(connection: Connection, point: Point) -> Added:
         if became == "same":
             return became
         _forget(connection, there)
-    head = _Head(point.step, point.tempo, point.time, point.scalars, point.notes)
+    head = _Head(point.step, point.cadence, point.time, point.scalars, point.notes)
     _insert(connection, run, head, VectorLayout.of_names(point.layers), point.layers)
     return became
 
@@ -84,7 +84,7 @@ def put_audit(connection: Connection, audit: Audit, run: str, step: int, path: s
     """Add an audit; one of that step that is there already is replaced."""
     owner = run_id(connection, run)
     there = connection.execute(
-        select(POINTS).where(POINTS.c.run_id == owner, POINTS.c.step == step, POINTS.c.tempo == "audit")
+        select(POINTS).where(POINTS.c.run_id == owner, POINTS.c.step == step, POINTS.c.cadence == "audit")
     ).one_or_none()
     if there is not None:
         _forget(connection, there)
@@ -155,7 +155,7 @@ def key_of(result: Any) -> int:
 
 def _insert(connection: Connection, run: int, head: _Head, layout: VectorLayout, values: Values) -> int:
     made = connection.execute(POINTS.insert().values(
-        run_id=run, step=head.step, tempo=head.tempo, time=head.time,
+        run_id=run, step=head.step, cadence=head.cadence, time=head.time,
         layout_id=_layout_id(connection, run, layout), scalars=json.dumps(numbers_to(head.scalars)),
         notes=json.dumps(list(head.notes), ensure_ascii=False),
     ))  # fmt: skip

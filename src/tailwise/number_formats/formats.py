@@ -146,7 +146,7 @@ def _parsed(text: str) -> NumberFormat:
             "name its types, and a budget says how much of each: --formats q4_k,q5_k,q6_k --bytes SIZE; "
             "llama-quantize makes the mix itself"
         )
-        raise UsageError(f"{mix[0].upper()} is a mix of types and no type", where=text, fix=fix)
+        raise UsageError(f"{mix[0].upper()} is a mix of types and no type", fix=fix)
     words = _Suffixes(text, suffixes)
     if base not in FORMATS and base in ADDED:
         words.finish(base)

@@ -34,7 +34,7 @@ class RunView:
     """What is shown of a run."""
 
     name: str
-    points: pa.Table  # step, tempo, time, scalars
+    points: pa.Table  # step, cadence, time, scalars
     audits: Sequence[KeptAudit]
     alarms: Sequence[KeptAlarm]
     metrics: Sequence[str]
@@ -72,10 +72,10 @@ def run_view(run: RunView, rows: int) -> RenderableType:
 
 def _for_people(points: pa.Table) -> pa.Table:
     times = pa.array([_moment(time) for time in points["time"].to_pylist()], pa.string())
-    scalars = [name for name in points.column_names if name not in ("step", "tempo", "time")]
+    scalars = [name for name in points.column_names if name not in ("step", "cadence", "time")]
     ordered = sorted(scalars, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     shown = ordered[: _MOST_COLUMNS - 1]
-    return pa.table({"step": points["step"], "tempo": points["tempo"], "written": times,
+    return pa.table({"step": points["step"], "cadence": points["cadence"], "written": times,
                      **{name: points[name] for name in shown}})  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def table_view(table: pa.Table, rows: int) -> RenderableType:
 
 def medians(table: pa.Table, metrics: Sequence[str]) -> pa.Table:
     """Series of layers → the median of every role at every step."""
-    plain = pa.table({"step": table["step"], **{name: table[name].cast(pa.string()) for name in ("tempo", "role")},
+    plain = pa.table({"step": table["step"], **{name: table[name].cast(pa.string()) for name in ("cadence", "role")},
                       **{name: table[name] for name in metrics}})  # fmt: skip
-    keys = ["step", "tempo", "role"]
+    keys = ["step", "cadence", "role"]
     grouped = plain.group_by(keys, use_threads=False).aggregate([(name, "list") for name in metrics])
     columns = {name: pa.array([_median(values) for values in grouped[f"{name}_list"].to_pylist()], pa.float64())
                for name in metrics}  # fmt: skip

@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import median
 
 from tailwise.checkpoints.roles import classify
-from tailwise.history.point import OPTIMIZER, Point, Tempo
+from tailwise.history.point import OPTIMIZER, Cadence, Point
 from tailwise.judging.diagnosis.medians import robust_scale
 from tailwise.training.factor_names import CHANGE, PEFT, factor_of
 
@@ -211,14 +211,14 @@ class AlarmWatch:
     first_point_loss: float | None = None
     optimizer: str = ""  # names of those that train the run, where a point's note says so
     losses: LossTrack = field(default_factory=LossTrack)  # of every step, where they are told
-    _tracks: dict[tuple[Tempo, str, str], Track] = field(default_factory=dict)
+    _tracks: dict[tuple[Cadence, str, str], Track] = field(default_factory=dict)
     _born: dict[str, int | None] = field(default_factory=dict)  # layer → step at which it was all zeros
-    _latest: dict[Tempo, int] = field(default_factory=dict)
+    _latest: dict[Cadence, int] = field(default_factory=dict)
 
     def take(self, point: Point) -> None:
         """Take the next point. Values that are not finite are not kept.
 
-        A step that is not later than the last of its tempo: the run went back to a checkpoint, and what came after it
+        A step that is not later than the last of its cadence: the run went back to a checkpoint, and what came after it
         is forgotten.
         """
         self.point = point
@@ -226,12 +226,12 @@ class AlarmWatch:
             if note.startswith(OPTIMIZER):
                 self.optimizer = note.removeprefix(OPTIMIZER)
         # A point without layers is a note of a step, which may come after the measurement of the same one.
-        if point.step <= self._latest.get(point.tempo, -1) - (not point.layers):
+        if point.step <= self._latest.get(point.cadence, -1) - (not point.layers):
             for track in self._tracks.values():
                 track.rewind(point.step)
-            # Once for both tempos: a full point of this step comes after cheap ones of later steps, which stay.
-            self._latest = {tempo: min(latest, point.step - 1) for tempo, latest in self._latest.items()}
-        self._latest[point.tempo] = point.step
+            # Once for both cadences: a full point of this step comes after cheap ones of later steps, which stay.
+            self._latest = {cadence: min(latest, point.step - 1) for cadence, latest in self._latest.items()}
+        self._latest[point.cadence] = point.step
         for layer, values in point.layers.items():
             self._see(layer, values, point.step)
             self._add(layer, point.step, ((key, values[key]) for key in self.metrics & values.keys()))
@@ -249,7 +249,7 @@ class AlarmWatch:
         assert self.point is not None  # noqa: S101 - called from `take`
         for key, value in values:
             if math.isfinite(value):
-                track = self._tracks.setdefault((self.point.tempo, layer, key), Track())
+                track = self._tracks.setdefault((self.point.cadence, layer, key), Track())
                 track.rewind(step)  # the later value of a step counts
                 track.add(step, value)
 
@@ -307,7 +307,7 @@ class AlarmWatch:
         return track.ago(points) if track else math.inf
 
     def grown(self, layer: str) -> frozenset[int]:
-        """The steps, of this tempo's last points, at which a layer had a gain of `unit_gain` or more."""
+        """The steps, of this cadence's last points, at which a layer had a gain of `unit_gain` or more."""
         track = self.track(layer, "spectral_norm")
         pairs = zip(track.steps, track.values, strict=True) if track else ()
         return frozenset(step for step, gain in pairs if gain >= self.limit("unit_gain"))
@@ -328,7 +328,7 @@ class AlarmWatch:
             if inside and outside(layer):
                 continue
             if all(math.isfinite(values.get(key, math.nan)) for key in metrics):
-                tracks[layer] = tuple(self._tracks[self.point.tempo, layer, key] for key in metrics)
+                tracks[layer] = tuple(self._tracks[self.point.cadence, layer, key] for key in metrics)
         return tracks
 
     def scalar(self, name: str) -> Track | None:
@@ -337,6 +337,6 @@ class AlarmWatch:
         return self.track("", name) if math.isfinite(self.point.scalars.get(name, math.nan)) else None
 
     def track(self, layer: str, metric: str) -> Track | None:
-        """The track of a metric at this point's tempo, if there is one."""
+        """The track of a metric at this point's cadence, if there is one."""
         assert self.point is not None  # noqa: S101 - rules are asked after `take`
-        return self._tracks.get((self.point.tempo, layer, metric))
+        return self._tracks.get((self.point.cadence, layer, metric))

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from tailwise.core.errors import unknown_name
 from tailwise.core.validation import check
-from tailwise.history.point import Alarm, Point, Severity, Tempo
+from tailwise.history.point import Alarm, Cadence, Point, Severity
 from tailwise.judging.thresholds import Overrides, resolved
 from tailwise.training.alarm_change import began
 from tailwise.training.alarm_rule import ALARM_RULES, AlarmRule, Sign, Signs
@@ -19,8 +19,8 @@ from tailwise.training.alarm_watch import BESIDE, BESIDE_SCALARS, AlarmWatch, wi
 Sink = Callable[[Alarm], object]
 _LOG = logging.getLogger("tailwise.alarms")
 _NAMED = 3
-#: By what a sign is shown: points of a tempo, or the losses between them.
-Shown = Tempo | Literal["loss"]
+#: By what a sign is shown: points of a cadence, or the losses between them.
+Shown = Cadence | Literal["loss"]
 
 
 @dataclass
@@ -28,18 +28,18 @@ class _State:
     """What is known of one run."""
 
     watch: AlarmWatch
-    # (code, layer) in alarm → the tempo of the points that show it, and how many have not since the last that did
+    # (code, layer) in alarm → the cadence of the points that show it, and how many have not since the last that did
     active: dict[tuple[str, str], tuple[Shown, int]] = field(default_factory=dict)
 
-    def fresh(self, code: str, signs: Signs, tempo: Shown, clear_after: int) -> dict[str, Sign]:
+    def fresh(self, code: str, signs: Signs, cadence: Shown, clear_after: int) -> dict[str, Sign]:
         """The signs that are not in alarm yet; those that have gone for long enough are cleared."""
         new = {layer: sign for layer, sign in signs.items() if (code, layer) not in self.active}
-        for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == tempo]:
+        for key in [key for key, (shown, _) in self.active.items() if key[0] == code and shown == cadence]:
             quiet = 0 if key[1] in signs else self.active[key][1] + 1
-            self.active[key] = tempo, quiet
+            self.active[key] = cadence, quiet
             if quiet >= clear_after:
                 del self.active[key]
-        self.active |= {(code, layer): (tempo, 0) for layer in new}
+        self.active |= {(code, layer): (cadence, 0) for layer in new}
         return new
 
 
@@ -155,7 +155,7 @@ class Alarms:
         for rule in self.rules:
             if _can_look(rule, point):
                 signs = rule.judge(state.watch)
-                fresh = state.fresh(rule.code, signs, point.tempo, int(self.limits["clear_after"]))
+                fresh = state.fresh(rule.code, signs, point.cadence, int(self.limits["clear_after"]))
                 alarms += [_alarm(rule, point, fresh, state.watch)] if fresh else []
         order = get_args(Severity)
         return sorted(alarms, key=lambda alarm: -order.index(alarm.severity))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailwise.history.point import Alarm, Point, Resumed, Tempo
+from tailwise.history.point import Alarm, Cadence, Point, Resumed
 from tailwise.training.losses import LossJob, Summary
 from tailwise.training.processes import Faults, Ranks
 from tailwise.training.solver import RankMeasurements, from_json, to_json
@@ -69,7 +69,7 @@ class Emitter:
         self._queue: queue.Queue[Job | None] = queue.Queue(WAITING)
         self._losses = Summary()
         self._resumed: Resumed | None = None
-        self._known: dict[Tempo, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
+        self._known: dict[Cadence, Mapping[str, dict[str, float]]] = {"cheap": {}, "full": {}}
         self._full_notes: list[str] = []
         self._own: list[RankMeasurements] = []  # of this rank, waiting for those of the others
         self._theirs: dict[int, RankMeasurements] = {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tailwise.training.sinks import PointSink
 
 Rule = Callable[[Point], Sequence[Alarm]]
-FullTempo = Literal["audit", "lanczos", "off"]
+FullCadence = Literal["audit", "lanczos", "off"]
 
 #: Metrics of a full measurement: those that alarms read, but `num_traps`, which takes a second spectrum of each matrix.
 METRICS = (
@@ -29,7 +29,7 @@ class MonitorSettings(TypedDict, total=False):
     """Fields of `Options`."""
 
     full_every: int | None
-    full: FullTempo
+    full: FullCadence
     max_overhead: float
     rules: Sequence[Rule] | None
     sinks: Sequence[PointSink]
@@ -51,7 +51,7 @@ class Options:
     """How a monitor measures, and where to."""
 
     full_every: int | None = None  # steps between full measurements, with the next cheap one; None: ten times `every`
-    full: FullTempo = "audit"  # every eigenvalue, estimates by Lanczos, or none
+    full: FullCadence = "audit"  # every eigenvalue, estimates by Lanczos, or none
     max_overhead: float = 0.02  # share of the training thread's time that measuring may take; 1: all it needs
     rules: Sequence[Rule] | None = (
         None  # each is called with every point and returns alarms; None: `Alarms()`, (): none

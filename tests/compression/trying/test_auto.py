@@ -42,7 +42,7 @@ def test_a_plan_by_auto_holds_its_budget_and_survives_its_file(audit, tokens, tm
     plan = planned(audit, Request(0.6), text=_text(tokens), clock=Clock(2))
     assert plan.allocator == "auto"
     assert plan.sparsity == pytest.approx(0.6, abs=1e-6)
-    assert plan.budget["reached"] == pytest.approx(plan.sparsity, abs=1e-6)
+    assert plan.budget["achieved"] == pytest.approx(plan.sparsity, abs=1e-6)
     assert plan.validate() == ()
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
@@ -94,7 +94,7 @@ def test_what_cannot_be_refined_is_chosen_among_the_known_ways(audit, tokens, pa
     plan = planned(audit, Request(0.5, operator=operator, pattern=pattern), text=_text(tokens), clock=Clock(2))
     assert "search" not in {row["allocator"] for row in plan.tried}
     assert sum(row["kept"] for row in plan.tried) == 1
-    assert plan.budget["reached"] == pytest.approx(0.5, abs=0.05)
+    assert plan.budget["achieved"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_without_text_auto_is_uniform_and_says_so(audit) -> None:

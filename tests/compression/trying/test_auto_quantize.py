@@ -14,7 +14,7 @@ from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.making.asked import asked_of
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.compression.plans.bits import mean_bits
+from tailwise.compression.plans.bits import mean_bits, whole_model_words
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.layer_errors import error_tables
@@ -76,8 +76,8 @@ def test_what_is_kept_loses_least_on_windows_that_the_search_has_not_seen(audit,
 
 def test_a_plan_by_auto_holds_its_budget_and_what_is_fused_and_survives_its_file(audit, tokens, tmp_path) -> None:
     plan = planned(audit, _request(), text=_text(tokens), clock=_ticking(3))
-    assert plan.budget["reached"] == pytest.approx(mean_bits(plan))
-    assert plan.budget["asked"] == 3.5
+    assert plan.budget["achieved"] == pytest.approx(mean_bits(plan))
+    assert plan.budget["requested"] == 3.5
     assert 3.5 * 0.97 <= mean_bits(plan) <= 3.5
     assert plan.validate() == ()
     plan.save(tmp_path / "plan.json")
@@ -187,7 +187,7 @@ def test_a_rise_of_perplexity_is_kept_and_a_smaller_one_takes_more_bits(audit, t
         for allocator in ("uniform", "auto"):
             plan = planned(audit, request, allocator=allocator, text=_text(tokens), clock=_ticking(2))
             assert plan.budget["rise"] <= rise
-            assert plan.budget["asked_rise"] == pytest.approx(rise)
+            assert plan.budget["requested_rise"] == pytest.approx(rise)
             found[rise, allocator] = mean_bits(plan)
     assert found[0.5, "uniform"] < found[0.02, "uniform"]
     assert found[0.5, "auto"] < found[0.02, "auto"]
@@ -242,3 +242,29 @@ def test_two_plans_become_one(call, audit, tmp_path) -> None:
     code, _, err = call("plan", "combine", paths[1], paths[0], "-o", str(tmp_path / "no.json"))
     assert code == 2
     assert "first" in err
+
+
+def test_a_short_budget_says_what_is_tried_and_how_much_is_enough(audit, tokens) -> None:
+    said: list[str] = []
+    plan = planned(audit, _request(), text=_text(tokens), clock=Clock(1e-6), say=lambda what, _: said.append(what))
+    (told,) = (line for line in said if "budget" in line)
+    assert "uniform and depth are tried" in told
+    assert "give --budget" in told
+    assert "trials" not in told
+    (missed,) = (note for note in plan.notes if note.startswith("not tried for lack of time"))
+    assert "give --budget" in missed
+    assert any("more than the budget" in note for note in plan.notes)
+
+
+def test_the_direction_of_alpha_is_said_of_plans_by_alpha_alone(audit) -> None:
+    for name, reads in (("uniform", False), ("depth", False), ("alpha", True)):
+        plan = planned(audit, _request(), allocator=name)
+        assert any(note.startswith("sign: ") for note in plan.notes) is reads, name
+
+
+def test_the_whole_model_is_said_beside_the_planned_matrices(audit) -> None:
+    plan = planned(audit, _request(), allocator="uniform")
+    words = whole_model_words(plan)
+    total, nbytes = plan.budget["model_parameters"], plan.budget["bytes"] + plan.budget["kept_bytes"]
+    assert total > plan.n_params
+    assert f"{8 * nbytes / total:.3f} bits per weight of {total:,} parameters" in words

@@ -121,7 +121,7 @@ def test_auto_from_the_command_line_tries_plans_on_images(folders, pictures, tmp
     )
     assert done.exit_code == 0, done.output
     made = json.loads(plan.read_text(encoding="utf-8"))
-    assert made["budget"]["reached"] == pytest.approx(0.6, abs=1e-6)
+    assert made["budget"]["achieved"] == pytest.approx(0.6, abs=1e-6)
     assert any(row["kept"] for row in made["tried"])
     assert "images" in " ".join(made["notes"])
 

@@ -55,6 +55,24 @@ def calibration_inputs(model: str, given: Any, draw: Draw) -> tuple[dict[str, to
     return {"input_ids": windows}, {"calibration": tokens.name, **settings}
 
 
+def looked_at(inputs: Mapping[str, torch.Tensor] | None) -> str:
+    """How much of what a model is calibrated on: `128 windows of 512 tokens`."""
+    ids = (inputs or {}).get("input_ids")
+    if ids is not None and ids.ndim == 2:
+        return f"{len(ids)} windows of {ids.shape[1]} tokens"
+    return f"{len(next(iter(inputs.values())))} inputs" if inputs else "images"
+
+
+def calibrated_on(
+    operator: str, inputs: Mapping[str, torch.Tensor] | None, settings: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """A note of what an operator looked at; none where it looked at no text."""
+    if not inputs:
+        return ()
+    how = " (--samples and --window say how many and how long)" if "window" in settings else ""
+    return (f"{operator} looked at {looked_at(inputs)} of {settings['calibration']}{how}",)
+
+
 def _of_images(model: str, given: Any, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     name, revision = address_of(model)
     config = config_of(name, revision)

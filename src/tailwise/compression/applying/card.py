@@ -41,16 +41,16 @@ def _what(plan: Plan, applied: Applied, source: str) -> Iterator[str]:
     made = f"Made from `{source}` by tailwise {version('tailwise')}: "
     if not applied.in_bits:
         yield (
-            f"{made}{applied.reached:.2%} of the {plan.n_params:,} parameters that the plan names went "
-            f"(asked for: {applied.asked:.2%})."
+            f"{made}{applied.achieved:.2%} of the {plan.n_params:,} parameters that the plan names went "
+            f"(requested: {applied.requested:.2%})."
         )
         return
     yield (
-        f"{made}the {plan.n_params:,} parameters that the plan names hold values of {applied.reached:.4f} bits per "
-        f"weight, scales counted (asked for: {applied.asked:.4f})."
+        f"{made}the {plan.n_params:,} parameters that the plan names hold values of {applied.achieved:.4f} bits per "
+        f"weight, scales counted (requested: {applied.requested:.4f})."
     )
     if applied.pruned is not None:
-        yield f"Before that, {applied.pruned.reached:.4%} of the plan's pruned tensors were set to zero."
+        yield f"Before that, {applied.pruned.achieved:.4%} of the plan's pruned tensors were set to zero."
 
 
 def _how_stored(plan: Plan, applied: Applied) -> Iterator[str]:
@@ -74,12 +74,12 @@ def _table(applied: Applied) -> Iterator[str]:
         yield "| tensor | format | bits per weight | relative error |"
         yield "| --- | --- | ---: | ---: |"
         for item in applied.tensors:
-            yield f"| `{item.tensor}` | {item.how} | {item.reached:.4f} | {item.relative_error or 0.0:.5f} |"
+            yield f"| `{item.tensor}` | {item.how} | {item.achieved:.4f} | {item.relative_error or 0.0:.5f} |"
         return
     yield "| tensor | requested | achieved | how |"
     yield "| --- | ---: | ---: | --- |"
     for item in applied.tensors:
-        yield f"| `{item.tensor}` | {item.asked:.4f} | {item.reached:.4f} | {how_in_words(item)} |"
+        yield f"| `{item.tensor}` | {item.requested:.4f} | {item.achieved:.4f} | {how_in_words(item)} |"
 
 
 def how_in_words(item: Reached) -> str:

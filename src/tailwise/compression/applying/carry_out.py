@@ -17,7 +17,13 @@ from tailwise.checkpoints.open import open_checkpoint
 from tailwise.checkpoints.writer import Change, OutputLayout, Shard, write_checkpoint, write_shard
 from tailwise.compression.applying.apply_options import ApplyOptions
 from tailwise.compression.applying.by_shard import Shards
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs, image_inputs
+from tailwise.compression.applying.calibration_inputs import (
+    calibrated_on,
+    calibration_inputs,
+    check_inputs,
+    image_inputs,
+    looked_at,
+)
 from tailwise.compression.applying.card import PLAN_FILE, card
 from tailwise.compression.packing.output import coded_by, packed
 from tailwise.compression.packing.packing import Packing, PackingWork
@@ -27,7 +33,7 @@ from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
-from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back
+from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back, whole_model
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, jobs_of
 from tailwise.compression.treating.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.treating.kept_grids import grids_in
@@ -137,11 +143,12 @@ class Run:
             journal = Journal(draft.kept)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 step = self._step(f"{'quantizing' if plan.quantizes else 'pruning'} blocks")
+                self.progress(f"calibrating by {looked_at(inputs)}", 1, 1)
                 for given in walks:
                     walk_blocks(
                         host.home, given, BlockWork(jobs, journal, how), batch=self.options.batch, progress=step
                     )
-            notes = (*host.notes, *journal.notes)
+            notes = (*calibrated_on(plan.operator, inputs, settings), *host.notes, *journal.notes)
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
             done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
@@ -172,10 +179,12 @@ class Run:
         key = key_of_run(self.plan, self.checkpoint, inner, digest_of_inputs(inputs or {}))
         with self._draft(output, key) as draft:
             journal = Journal(draft.kept)
+            if calibrated:
+                self.progress(f"calibrating by {looked_at(inputs)}", 1, 1)
             made = work.made(inputs, journal, options.batch, self._step("pruning blocks"))
             said = write_smaller(work, made, draft.folder, self._step("writing tensors"))
             tensors = reached_in(self.plan, made, draft.folder)
-            notes = (*host.notes, *journal.notes, *said)
+            notes = (*calibrated_on(self.plan.operator, inputs, settings), *host.notes, *journal.notes, *said)
             done = Applied(output, self.plan.operator, tensors, 0.0, journal.resumed, settings, notes, smaller=True)
             return self._commit(draft, done)
 
@@ -219,6 +228,8 @@ class Run:
         plan, source = self.plan, self.name
         if self.before is not None:
             plan, source, done = self.before.plan, self.before.model, replace(done, pruned=self.before.applied)
+        if done.in_bits:
+            done = replace(done, whole=whole_model(self.checkpoint, done.tensors))
         put_in_place(draft, plan, card(plan, done, source))
         return done
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.compression.applying.calibration_inputs import calibration_inputs, check_inputs
+from tailwise.compression.applying.calibration_inputs import calibrated_on, calibration_inputs, check_inputs, looked_at
 from tailwise.compression.applying.carry_out import Progress
 from tailwise.compression.operators.operator import OperatorResult
 from tailwise.compression.packing.gguf_copy import Importances
@@ -115,12 +115,12 @@ def seen_in(
     reached = plan.replace(decisions=tuple(_in_blocks(plan, host)))
     jobs = jobs_of(reached, host, {item.tensor: torch.float32 for item in reached}, how)
     work = _Looking(jobs, Nowhere(), how, stored, rounds)
+    progress(f"calibrating by {looked_at(inputs)}", 1, 1)
     walk_blocks(host.home, inputs, work, batch=options.batch,
                 progress=lambda done, total: progress("quantizing blocks", done, total))  # fmt: skip
     first = next(iter(inputs.values()))
-    return SeenInputs(
-        work.found, work.rounded, len(first), first.shape[1], {**settings, "dtype": options.dtype}, loaded.notes
-    )
+    notes = (*calibrated_on(plan.operator, inputs, settings), *loaded.notes)
+    return SeenInputs(work.found, work.rounded, len(first), first.shape[1], {**settings, "dtype": options.dtype}, notes)
 
 
 def _in_blocks(plan: Plan, host: Host) -> Iterator[Decision]:

@@ -26,7 +26,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import REPORT
-from tailwise.compression.treating.applied import Applied, Reached, relative_error
+from tailwise.compression.treating.applied import Applied, Reached, relative_error, whole_model
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.models.walking.statistics import reaching
@@ -79,7 +79,7 @@ def apply_to_gguf(plan: Plan, file: Path, output: Path, options: ApplyOptions, p
             said = (f"{plan.operator} looks at no text: the calibration was not used",) if unused else ()
             done = replace(done, output=output, sizes=(before, after), settings=seen.settings,
                            notes=(*said, *_notes(run, looks=looks)))  # fmt: skip
-            done = replace(done, seconds=time.perf_counter() - started)
+            done = replace(done, seconds=time.perf_counter() - started, whole=whole_model(stored, done.tensors))
             put_in_place(draft, plan, card(plan, done, str(file)))
     return done
 

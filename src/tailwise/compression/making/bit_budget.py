@@ -14,7 +14,7 @@ from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.formats.gguf_header import read_gguf_header
 from tailwise.compression.choosing.bit_formats import FormatGroup
 from tailwise.compression.choosing.knapsack import Matrix
-from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, mean_bits
+from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, kept_parameters, mean_bits
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan
@@ -74,17 +74,18 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
     reached = mean_bits(plan)
     fixed = kept_bytes(audit, [decision.tensor for decision in plan])
     spending = {
-        "asked": round(reached if budget is None else budget / plan.n_params, 9),
-        "reached": round(reached, 9),
+        "requested": round(reached if budget is None else budget / plan.n_params, 9),
+        "achieved": round(reached, 9),
         "unit": "bits per weight",
         "parameters": plan.n_params,
         "bytes": round(reached * plan.n_params / 8),
         "kept_bytes": fixed,
+        "model_parameters": plan.n_params + kept_parameters(audit, [decision.tensor for decision in plan]),
     }
     if nbytes is None:
         return spending
     headers = header_bytes(audit, [decision.tensor for decision in plan])
-    return spending | {"asked_bytes": nbytes, "header_bytes": headers}
+    return spending | {"requested_bytes": nbytes, "header_bytes": headers}
 
 
 def header_bytes(audit: Audit, planned: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.plans.bits import kept_bytes, mean_bits, shape_of
+from tailwise.compression.plans.bits import kept_bytes, kept_parameters, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, TensorChoice, candidates
 from tailwise.compression.plans.casting import Cast
 from tailwise.compression.plans.decision import Decision
@@ -170,12 +170,13 @@ def _plan(audit: Audit, decisions: tuple[Decision, ...], notes: tuple[str, ...])
         model=audit.model,
         fingerprint=audit.provenance.fingerprint,
         budget={
-            "asked": round(reached, 9),
-            "reached": round(reached, 9),
+            "requested": round(reached, 9),
+            "achieved": round(reached, 9),
             "unit": "bits per weight",
             "parameters": parameters,
             "bytes": round(reached * parameters / 8),
             "kept_bytes": kept_bytes(audit, [decision.tensor for decision in decisions]),
+            "model_parameters": parameters + kept_parameters(audit, [decision.tensor for decision in decisions]),
         },
         decisions=decisions,
     )

@@ -243,8 +243,8 @@ def _shares(audit: Audit, plan: Plan, asked: float) -> dict[str, Any]:
     everything = sum(row.n_params for row in audit.rows if row.measured)
     reached = plan.taken
     return {
-        "asked": asked,
-        "reached": round(reached, DIGITS),
+        "requested": asked,
+        "achieved": round(reached, DIGITS),
         "parameters": plan.n_params,
         "of_model": round(reached * plan.n_params / max(everything, plan.n_params), 6),
     }
@@ -255,10 +255,10 @@ def _said_of_amounts(plan: Plan, sign: str) -> list[str]:
     blind = f"{plan.allocator} reads neither α nor entropy (by α, {direction_in_words(plan.operator)})"
     notes = [f"sign: {sign or blind}"]
     notes.append(depth_correlation(plan).words)
-    if abs(budget["reached"] - budget["asked"]) > 1e-6:
+    if abs(budget["achieved"] - budget["requested"]) > 1e-6:
         whole = "ranks are whole numbers" if operator_of(plan.operator).ranks else "N of M are whole numbers"
-        notes.append(f"requested {budget['asked']:.6f}, achieved {budget['reached']:.6f}: {whole}")
-    if plan.allocator != "uniform" and not operator_of(plan.operator).ranks and budget["asked"] < GAINS_FROM:
+        notes.append(f"requested {budget['requested']:.6f}, achieved {budget['achieved']:.6f}: {whole}")
+    if plan.allocator != "uniform" and not operator_of(plan.operator).ranks and budget["requested"] < GAINS_FROM:
         notes.append(f"below {GAINS_FROM:.0%}, published gains of uneven allocation over uniform are nil")
     over = sum((decision.sparsity or 0.0) > 1.0 for decision in plan)
     if over:
@@ -295,10 +295,9 @@ def _formats(asked: Asked, assignment: Assignment) -> tuple[Decision, ...]:
 
 
 def _said_of_formats(plan: Plan) -> list[str]:
-    asked, reached = plan.budget["asked"], plan.budget["reached"]
+    asked, reached = plan.budget["requested"], plan.budget["achieved"]
     reads = ASSIGNERS[plan.allocator].needs_alpha
-    notes = [f"sign: {direction_in_words(plan.operator)}" + ("" if reads else "; this allocator does not look at α")]
-    notes.append(depth_words(plan))
+    notes = [*([f"sign: {direction_in_words(plan.operator)}"] if reads else []), depth_words(plan)]
     if reached < asked * (1 - NEAR):
         notes.append(
             f"requested {asked:.6g} bits, achieved {reached:.6g}: whole tensors and these formats come no nearer"

@@ -50,7 +50,7 @@ def _head(plan: Entries) -> Iterator[str]:
         yield f"there is no operator {plan.operator!r}; " + (f"did you mean {near[0]}?" if near else ", ".join(known))
     if not plan.decisions:
         yield "it has no entries"
-    for name in ("asked", "reached"):
+    for name in ("requested", "achieved"):
         value = plan.budget.get(name)
         if value is not None and not is_number(value):
             yield f"the budget's {name} is {value!r}; it is a number"
@@ -129,13 +129,13 @@ def _warnings(plan: Entries) -> Iterator[str]:
                 f"{decision.tensor}: rank {decision.rank} takes {taken:.4f}, and its sparsity says "
                 f"{decision.sparsity:.4f}; the rank holds"
             )
-    asked = plan.budget.get("asked")
+    asked = plan.budget.get("requested")
     if asked is None or not is_number(asked):
         return
-    reached, stated = plan.taken, plan.budget.get("reached")
+    reached, stated = plan.taken, plan.budget.get("achieved")
     expected = stated if stated is not None and is_number(stated) else asked
     if abs(reached - expected) > 1e-6:
-        yield f"the entries reach {reached:.6f} and no longer {expected:.6f} (asked for: {asked:g})"
+        yield f"the entries reach {reached:.6f} and no longer {expected:.6f} (requested: {asked:g})"
 
 
 def _warnings_of_formats(plan: Entries) -> Iterator[str]:
@@ -143,10 +143,10 @@ def _warnings_of_formats(plan: Entries) -> Iterator[str]:
         names = sorted({cast.number_format.name for item in members if (cast := item.treatment.cast) is not None})
         if len(names) > 1:
             yield f"{name}: {', '.join(names)}; servers hold them in one matrix, and take one format"
-    reached, stated = mean_bits(plan), plan.budget.get("reached")
+    reached, stated = mean_bits(plan), plan.budget.get("achieved")
     if is_number(stated) and abs(reached - float(stated or 0.0)) > 1e-6:
-        asked = plan.budget.get("asked")
-        yield f"the entries take {reached:.6f} bits per weight and no longer {stated:.6f} (asked for: {asked})"
+        asked = plan.budget.get("requested")
+        yield f"the entries take {reached:.6f} bits per weight and no longer {stated:.6f} (requested: {asked})"
 
 
 def _step(decision: Decision) -> float:

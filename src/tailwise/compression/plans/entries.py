@@ -26,7 +26,7 @@ class Entries(Brief):
     allocator: str
     model: str  # as the audit names it
     fingerprint: str  # of the audit: content of every measured matrix
-    budget: Mapping[str, Any]  # asked, reached, and what they are fractions of
+    budget: Mapping[str, Any]  # requested, achieved, and what they are fractions of
     decisions: tuple[Decision, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)  # tau, mapping, beta, …
     tried: tuple[Mapping[str, Any], ...] = ()  # what a search scored, the winner among it

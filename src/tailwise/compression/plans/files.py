@@ -144,12 +144,29 @@ def from_document(document: Any, of: type[P], where: object = None) -> P:
         allocator=document.get("allocator", ""),
         model=document.get("model", ""),
         fingerprint=document.get("fingerprint", ""),
-        budget=dict(document.get("budget", {})),
+        budget=_named_anew(document.get("budget", {})),
         decisions=tuple(_decision(str(tensor), fields, where, units) for tensor, fields in entries.items()),
         settings=dict(document.get("settings", {})),
         tried=tuple(document.get("tried", ())),
         notes=tuple(document.get("notes", ())),
     )
+
+
+#: Keys of a budget as version 0.1 wrote them.
+_OF_0_1 = {
+    "asked": "requested",
+    "reached": "achieved",
+    "asked_bytes": "requested_bytes",
+    "asked_rise": "requested_rise",
+}
+
+
+def _named_anew(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """A budget, or those of pruning and quantizing, by the names of today."""
+    return {
+        _OF_0_1.get(name, name): _named_anew(value) if isinstance(value, Mapping) else value
+        for name, value in budget.items()
+    }
 
 
 def _check_text(document: Any, where: object) -> None:

@@ -27,6 +27,7 @@ from tailwise.compression.recovery.recovered import RECOVERY_FILE, Recovered, ca
 from tailwise.compression.recovery.text_data import GUARD, Split, split_text
 from tailwise.compression.recovery.time_budget import TimeBudget
 from tailwise.compression.recovery.train_loop import Course, Say, Trainer, Training
+from tailwise.core.bars import listener, of_share
 from tailwise.core.errors import UsageError
 from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.evaluate import digest_of, summary
@@ -101,7 +102,7 @@ def recover(
     output: str | os.PathLike[str],
     *,
     options: RecoverOptions | None = None,
-    say: Say | None = None,
+    say: Say | bool | None = None,
     began: float | None = None,
 ) -> Recovered:
     """Train the pruned `model` on `text` and write it to `output`, its zeros kept at zero.
@@ -112,7 +113,8 @@ def recover(
     `masked` trains every stored parameter; `lora` an adapter of peft on the pruned layers, written as peft's folder,
     or, trained behind the mask, merged into the weights. With a control, the dense model is trained as long beside it.
     The time budget runs from `began`, a time of `time.monotonic`, or from now. The output appears whole or not at all.
-    Raises
+    `say` is called with what is done and the share of all; True shows a bar, as notebooks and interactive shells do by
+    default. Raises
     `UsageError` where the model is not causal, the text is too short, or no state was better than the first.
     """
     wanted, name, target = options or RecoverOptions(), os.fspath(model), Path(output)
@@ -120,8 +122,16 @@ def recover(
     source = Path(name).expanduser()
     check_output(target, force=wanted.force, source=source if source.exists() else None)
     _check_plan(source, wanted)
-    if is_classifier(name):
-        return recover_pictures(name, text, target, wanted, (budget, say))
+    with listener(say, "recover", of_share) as told:
+        if is_classifier(name):
+            return recover_pictures(name, text, target, wanted, (budget, told))
+        return _recovered(name, text, target, wanted, (budget, told))
+
+
+def _recovered(
+    name: str, text: Any, target: Path, wanted: RecoverOptions, clock: tuple[TimeBudget, Say | None]
+) -> Recovered:
+    budget, say = clock
     _tell(say, "reading the model and the text", 0.0)
     loaded, budget.reading = budget.timed(lambda: load_model(name, dtype="float32", device=wanted.device))
     split = split_text(text, loaded.tokenizer, wanted.window, wanted.seed)
@@ -130,7 +140,7 @@ def recover(
         layout = layout_of(checkpoint, name)
         check_space(target, layout.nbytes + (1 << 20))
         budget.know_size(layout.nbytes)
-        return _Run(name, target, loaded, split, (checkpoint, layout), wanted, (budget, say)).done()
+        return _Run(name, target, loaded, split, (checkpoint, layout), wanted, clock).done()
 
 
 def _tell(say: Say | None, what: str, share: float) -> None:

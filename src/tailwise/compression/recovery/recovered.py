@@ -104,6 +104,10 @@ def _lines(recovered: Recovered, source: str) -> Iterator[str]:
         yield f"| control: `{control.model}` | {perplexity_words(control.comparison.base)} | |"
         yield f"| control, trained as long | {perplexity_words(control.comparison.model)} | |"
     yield ""
+    change = recovered.comparison.perplexity
+    if recovered.comparison.conclusion:
+        p = "" if change is None or change.p is None else f" (p = {change.p:.2g})"
+        yield f"- {recovered.comparison.conclusion}{p}"
     for words in () if control is None else control.words():
         yield f"- {words}"
     training = recovered.training

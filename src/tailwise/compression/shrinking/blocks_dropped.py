@@ -101,7 +101,7 @@ def without_blocks(plan: Plan, blocks: Mapping[int, str]) -> Plan:
     before = [note for note in plan.notes if not note.startswith(("asked for ", "depth", "Spearman"))]
     note = f"blocks {', '.join(map(str, sorted(blocks)))} go as a whole, with norms and biases that no entry names"
     budget = {name: value for name, value in plan.budget.items() if name != "of_model"}
-    shorter = shorter.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
+    shorter = shorter.replace(budget={**budget, "requested": share, "achieved": share}, notes=(*before, note))
     shorter.validate()
     return shorter
 

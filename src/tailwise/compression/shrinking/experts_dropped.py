@@ -178,7 +178,7 @@ def without_experts(plan: Plan, gone: Mapping[str, Least], places: Mapping[str, 
         note for note in plan.notes if not note.startswith(("asked for ", "depth", "Spearman")) and _SAID not in note
     ]
     budget = {name: value for name, value in plan.budget.items() if name != "of_model"}
-    smaller = smaller.replace(budget={**budget, "asked": share, "reached": share}, notes=(*before, note))
+    smaller = smaller.replace(budget={**budget, "requested": share, "achieved": share}, notes=(*before, note))
     smaller.validate()
     return smaller
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +27,14 @@ Grids = Callable[[Decision, "torch.Tensor"], list[ValueGrid] | None]
 class Reached:
     """One tensor of the plan, as it was read back.
 
-    Without a format, `asked` and `reached` are the fraction that went (of low rank, what its factors save). With one
-    they are bits per weight, codes, scales and zero points counted; of packed models, as they lie in the file.
+    Without a format, `requested` and `achieved` are the fraction that went (of low rank, what its factors save). With
+    one they are bits per weight, codes, scales and zero points counted; of packed models, as they lie in the file.
     """
 
     tensor: str
     n_params: int
-    asked: float
-    reached: float
+    requested: float
+    achieved: float
     how: str  # pattern, or format
     rank: int | None = None
     relative_error: float | None = None  # ‖Ŵ − W‖_F / ‖W‖_F, of a format
@@ -52,12 +52,12 @@ class Reached:
     @property
     def removed(self) -> float:
         """Parameters that went."""
-        return self.n_params * self.reached
+        return self.n_params * self.achieved
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         head = {"tensor": self.tensor, "parameters": self.n_params}
-        amounts = {"asked": self.asked, "reached": self.reached}
+        amounts = {"requested": self.requested, "achieved": self.achieved}
         if self.relative_error is not None:
             return {**head, "format": self.how, **amounts, "relative_error": self.relative_error}
         return {**head, **amounts, "pattern": self.how, **({} if self.rank is None else {"rank": self.rank})}
@@ -67,7 +67,7 @@ class Reached:
 class Applied(Brief):
     """A plan that was applied.
 
-    A quantized checkpoint is dequantized, as large as its source; where it is packed, `reached` counts the bytes of
+    A quantized checkpoint is dequantized, as large as its source; where it is packed, `achieved` counts the bytes of
     the file.
     """
 
@@ -83,6 +83,7 @@ class Applied(Brief):
     loads: str = ""  # what a packed model is loaded with
     pruned: Applied | None = None  # what was pruned before
     sizes: tuple[int, int] | None = None  # bytes of the files of weights before and after, where they are packed
+    whole: tuple[int, int] | None = None  # bytes of all tensors in their formats, and parameters, of the whole model
 
     @property
     def in_bits(self) -> bool:
@@ -90,14 +91,14 @@ class Applied(Brief):
         return any(item.format is not None for item in self.tensors)
 
     @property
-    def asked(self) -> float:
+    def requested(self) -> float:
         """Of the plan, the mean weighted by parameters."""
-        return weighted_mean([(item.n_params, item.asked) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.requested) for item in self.tensors])
 
     @property
-    def reached(self) -> float:
+    def achieved(self) -> float:
         """The same, as it was read back."""
-        return weighted_mean([(item.n_params, item.reached) for item in self.tensors])
+        return weighted_mean([(item.n_params, item.achieved) for item in self.tensors])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -106,12 +107,14 @@ class Applied(Brief):
             own["pruned"] = self.pruned.to_json()
         if self.sizes is not None:
             own |= {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}
+        if self.whole is not None:
+            own |= {"model_bytes": self.whole[0], "model_parameters": self.whole[1]}
         return {
             "output": str(self.output),
             "operator": self.operator,
             **({"unit": "bits per weight"} if self.in_bits else {}),
-            "asked": self.asked,
-            "reached": self.reached,
+            "requested": self.requested,
+            "achieved": self.achieved,
             **own,
             "seconds": round(self.seconds, 3),
             "resumed_blocks": self.resumed,
@@ -122,13 +125,26 @@ class Applied(Brief):
 
     def __repr__(self) -> str:
         unit = " bits per weight" if self.in_bits else " of the parameters"
-        asked = f"asked {self.asked:.4g}, reached {self.reached:.4g}{unit}"
-        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {asked})"
+        amounts = f"requested {self.requested:.4g}, achieved {self.achieved:.4g}{unit}"
+        return f"Applied({brief(str(self.output))}: {self.operator}, {len(self.tensors)} tensors, {amounts})"
 
     def _shown(self) -> Shown:
-        rows = [(one.tensor, one.n_params, one.asked, one.reached, one.relative_error) for one in self.tensors]
-        heads = ("tensor", "parameters", "asked", "reached", "relative error")
+        rows = [(one.tensor, one.n_params, one.requested, one.achieved, one.relative_error) for one in self.tensors]
+        heads = ("tensor", "parameters", "requested", "achieved", "relative error")
         return Shown(repr(self), heads, rows, "`to_json()`", self.notes)
+
+
+def whole_model(source: Checkpoint, tensors: Sequence[Reached]) -> tuple[int, int]:
+    """Bytes and parameters of a model, what was changed in its formats and the rest as it is stored."""
+    changed = {item.tensor: item for item in tensors}
+    nbytes, parameters = 0.0, 0
+    for name, spec in source.tensors.items():
+        if name in source.shared:
+            continue
+        found = changed.get(name)
+        nbytes += spec.nbytes if found is None else found.n_params * found.achieved / 8
+        parameters += spec.numel if found is None else found.n_params
+    return round(nbytes), parameters
 
 
 def weighted_mean(weighted: list[tuple[int, float]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,10 @@ class Search(ABC):
     @abstractmethod
     def always(self) -> tuple[Way, ...]:
         """What is tried and judged beside uniform however short the time: depth as it is by default."""
+
+    @abstractmethod
+    def reads_alpha(self, name: str) -> bool:
+        """Whether the way of this name looks at α."""
 
     @abstractmethod
     def ways(self) -> Iterator[Sequence[Way]]:
@@ -101,11 +106,30 @@ def _allowed(search: Search, families: int) -> str:
         return f"{count} known ways to try"
     each = max(pace.quick * len(scorer.stage.search), 1e-9)
     judging = 4 * (pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on))
-    trials = max(0, int((scorer.clock.left - judging) / each))
-    needed = (scorer.clock.spent + count * each + judging) / 60
+    trials = int((min(scorer.clock.left - judging, scorer.clock.seconds * _FIRST - scorer.clock.spent)) / each)
+    if trials > count:
+        return f"this budget allows about {trials} trials of {each:.2g} s; there are {count} known ways to try"
+    enough = max(scorer.clock.spent + count * each + judging, (scorer.clock.spent + count * each) / _FIRST)
     return (
-        f"this budget allows about {trials} trials of {each:.2g} s; {needed:.2g} minutes reach all {count} known ways"
+        f"a budget of {scorer.clock.seconds:g} s is too short for all {count} known ways: uniform and depth are tried "
+        f"however long that takes, the rest as far as time is left; {_give(enough)} for all"
     )
+
+
+def _give(seconds: float) -> str:
+    """The option that gives at least so long, in whole tens of seconds or minutes."""
+    if seconds <= 120:
+        return f"give --budget {10 * max(1, math.ceil(seconds / 10))}s or more"
+    return f"give --budget {math.ceil(seconds / 60)}m or more"
+
+
+def _missed(search: Search) -> list[str]:
+    """What the time did not reach, and how long would."""
+    names, scorer = list(dict.fromkeys(search.untried)), search.scorer
+    if not names:
+        return []
+    enough = (scorer.clock.spent + len(names) * scorer.pace) / _FIRST
+    return [f"not tried for lack of time: {listed(names)}; {_give(enough)} to try them too"]
 
 
 def _always(search: Search) -> list[Scored]:
@@ -171,13 +195,12 @@ def _seen_anew(scorer: PlanScorer, best: Scored) -> Scored:
 def _final(search: Search, chosen: Scored, everything: list[Scored]) -> Plan:
     plan, scorer = search.told(chosen), search.scorer
     depth, left = search.notes(chosen)
-    missed = [f"not tried for lack of time: {listed(dict.fromkeys(search.untried))}"] if search.untried else []
     notes = [
-        f"sign: {direction_in_words(plan.operator)}; here all candidates were tested on your text",
+        *([f"sign: {direction_in_words(plan.operator)}"] if search.reads_alpha(chosen.name) else []),
         depth,
         verdict(chosen, everything[0], scorer.stage.trial.material.unit),
         trials_in_words(scorer),
-        *missed,
+        *_missed(search),
         *left,
         *scorer.stage.notes,
     ]

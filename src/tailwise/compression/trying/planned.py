@@ -15,6 +15,7 @@ from tailwise.compression.trying.search_amounts import Amounts
 from tailwise.compression.trying.search_formats import Formats
 from tailwise.compression.trying.stage import StageOptions, stage_of
 from tailwise.compression.trying.trial_tasks import trials_on_engine
+from tailwise.core.bars import listener, of_share
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.images import is_classifier
 from tailwise.models.walking.hosts import check_causal
@@ -34,14 +35,15 @@ def planned(
     allocator: str = AUTO,
     text: StageOptions | None = None,
     clock: Clock | None = None,
-    say: Say | None = None,
+    say: Say | bool | None = None,
 ) -> Plan:
     """A plan to prune or to quantize a model that was audited.
 
     `auto` tries every known way on the text and keeps the best within the clock's time, by default five minutes;
     without text it is uniform, and says so. Of amounts, `owl` and `dlp` take one pass over the text, `sensitivity` and
     `blend` many; of formats, `outputs` takes one, and `sensitivity` and a rise of perplexity many. The others take the
-    audit alone. The model is read where the audit says it is. Raises `UsageError`.
+    audit alone. The model is read where the audit says it is. `say` is called with what is done and the share of the
+    time that is spent; True shows a bar, as notebooks and interactive shells do by default. Raises `UsageError`.
     """
     made = Amounts(audit, request) if isinstance(request, Request) else Formats(audit, request)
     if text is None:
@@ -60,8 +62,8 @@ def planned(
     elif allocator == AUTO:
         text = replace(text, objective=text.objective or BEST_OBJECTIVE, divergences=True)
     stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None)
-    with trials_on_engine(audit.model, around, stage.options) as engine:
-        scorer = PlanScorer(stage, clock, say or silent, engine=engine)
+    with trials_on_engine(audit.model, around, stage.options) as engine, listener(say, "plan", of_share) as told:
+        scorer = PlanScorer(stage, clock, told or silent, engine=engine)
         return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 

@@ -23,6 +23,7 @@ from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.scored import Say
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage, StageOptions, stage_of
+from tailwise.core.bars import listener, of_share
 from tailwise.core.errors import UsageError
 
 #: Sparsity that is added to one tensor among others that are pruned already.
@@ -78,7 +79,7 @@ class Foresight:
 
 
 def foretold(
-    audit: Audit, request: Request | QuantizeRequest, text: StageOptions, *, say: Say | None = None
+    audit: Audit, request: Request | QuantizeRequest, text: StageOptions, *, say: Say | bool | None = None
 ) -> Foresight:
     """Measure what each tensor costs, and correlate.
 
@@ -88,7 +89,8 @@ def foretold(
     """
     plan = _around(audit, request)
     stage = stage_of(audit.model, plan, text)
-    measured = dict(_measured(plan, request, stage, say or (lambda _what, _done: None)))
+    with listener(say, "predict", of_share) as told:
+        measured = dict(_measured(plan, request, stage, told or (lambda _what, _done: None)))
     stage.trial.restore()
     eligible, _ = candidates(audit, request.choice, request.estimator or estimator_for(audit))
     numbers = _numbers(eligible, stage)
@@ -125,7 +127,7 @@ def _measured(
         ways = ((f"{lowest}, all else dense", dense, changed),
                 (f"{lowest}, all else {plan.decisions[0].format}", plan, changed))  # fmt: skip
     else:
-        level = float(plan.budget["asked"])
+        level = float(plan.budget["requested"])
         more = min(round(level + MORE, 6), MOST)
         dense = plan.replace(decisions=tuple(item.but(sparsity=0.0) for item in plan))
         ways = (

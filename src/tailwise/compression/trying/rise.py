@@ -105,5 +105,5 @@ def _held(
         f"asked for a perplexity at most {100 * math.expm1(limit):g} % above the dense model's; on text that the "
         f"search had not seen it is {100 * math.expm1(float(change.mean())):+.2f} %{around}"
     )
-    budget = {**plan.budget, "asked_rise": round(math.expm1(limit), 9), "rise": round(math.expm1(change.mean()), 6)}
+    budget = {**plan.budget, "requested_rise": round(math.expm1(limit), 9), "rise": round(math.expm1(change.mean()), 6)}
     return plan.replace(budget=budget, notes=(note, *plan.notes))

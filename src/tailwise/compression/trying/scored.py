@@ -232,12 +232,18 @@ def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
     return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
 
 
+def _of_budget(clock: Clock) -> str:
+    if clock.spent <= 1.05 * clock.seconds:
+        return f" of {clock.seconds:.0f}"
+    return f" (more than the budget of {clock.seconds:g}: what is always tried takes that long)"
+
+
 def trials_in_words(scorer: PlanScorer) -> str:
     """How much was tried, on what."""
     stage = scorer.stage
     how = ", products in bf16" if stage.trial.passes is torch.bfloat16 else ""
     what = "KL to the dense model" if scorer.objective == "kl" else "the loss"
     return (
-        f"{stage.trial.runs} passes in {scorer.clock.spent:.0f} s of {scorer.clock.seconds:.0f}{how}, {what} on "
+        f"{stage.trial.runs} passes in {scorer.clock.spent:.0f} s{_of_budget(scorer.clock)}{how}, {what} on "
         f"{stage.trial.material.words(stage.search)}; the last choice on {len(stage.guard)} others"
     )

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
+from tailwise.compression.choosing.amounts import ALLOCATORS
 from tailwise.compression.making.make import plan_prune
 from tailwise.compression.making.request import Request
 from tailwise.compression.operators.registered import OPERATORS
@@ -129,6 +130,10 @@ class AmountSearch(Search):
         return self.asked.by(name, settings)
 
     @override
+    def reads_alpha(self, name: str) -> bool:
+        return name in ALLOCATORS and ALLOCATORS[name].needs_alpha
+
+    @override
     def ways(self) -> Iterator[Sequence[Way]]:
         given = self.request.settings
         scores = self.stage.scores
@@ -186,7 +191,7 @@ class AmountSearch(Search):
         plan = best.plan
         if best.name == "search":
             plan = plan.replace(decisions=tuple(_explained(item, plan.sparsity) for item in plan))
-        budget = dict(plan.budget) | {"reached": round(plan.sparsity, 9)} if self.can_refine else plan.budget
+        budget = dict(plan.budget) | {"achieved": round(plan.sparsity, 9)} if self.can_refine else plan.budget
         return plan.replace(budget=budget, settings={**best.settings, "pattern": self.request.pattern})
 
     @override

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from tailwise.audits.audit import Audit
-from tailwise.compression.choosing.bit_formats import Choices, Levels
+from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, Levels
 from tailwise.compression.making.asked import Asked, asked_of
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
@@ -136,6 +136,10 @@ class FormatSearch(Search):
         return (("depth", {}),) if len(self.choices.formats) > 1 else ()
 
     @override
+    def reads_alpha(self, name: str) -> bool:
+        return name in ASSIGNERS and ASSIGNERS[name].needs_alpha
+
+    @override
     def ways(self) -> Iterator[Sequence[Way]]:
         if len(self.choices.formats) == 1:
             return
@@ -224,7 +228,7 @@ class FormatSearch(Search):
 def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
     """What the entries of a plan come to."""
     weight = asked.choices.weight(levels_of_plan(asked.choices, plan))
-    return {"reached": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
+    return {"achieved": round(weight / plan.n_params, 9), "bytes": round(weight / 8)}
 
 
 def _explained(item: Decision) -> Decision:

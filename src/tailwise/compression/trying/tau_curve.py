@@ -12,6 +12,7 @@ from tailwise.compression.making.request import Request
 from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.scored import PlanScorer, Say, Scored, perplexity
 from tailwise.compression.trying.stage import StageOptions, stage_of
+from tailwise.core.bars import listener, of_share
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.intervals import mean_interval
 
@@ -55,7 +56,7 @@ class TauCurve:
 
 
 def tau_curve(
-    audit: Audit, request: Request, text: StageOptions, *, taus: Sequence[float] = TAUS, say: Say | None = None
+    audit: Audit, request: Request, text: StageOptions, *, taus: Sequence[float] = TAUS, say: Say | bool | None = None
 ) -> TauCurve:
     """Carry the plan of every τ out and score it, all on the same windows.
 
@@ -70,19 +71,20 @@ def tau_curve(
     stage = stage_of(audit.model, plans[0.0], text)
     scorer = PlanScorer(stage, Clock(_NO_END))
     curve: list[Scored] = []
-    for index, (tau, plan) in enumerate(plans.items()):
-        scored = Scored(f"tau {tau:g}", {"tau": tau}, plan, stage.trial.losses(plan, stage.search))
-        scorer.judge([scored])
-        curve.append(scored)
-        if say is not None:
-            say(f"τ {tau:g}: perplexity {perplexity(scored.judged):.4g}", (index + 1) / len(chosen))
+    with listener(say, "tau", of_share) as told:
+        for index, (tau, plan) in enumerate(plans.items()):
+            scored = Scored(f"tau {tau:g}", {"tau": tau}, plan, stage.trial.losses(plan, stage.search))
+            scorer.judge([scored])
+            curve.append(scored)
+            if told is not None:
+                told(f"τ {tau:g}: perplexity {perplexity(scored.judged):.4g}", (index + 1) / len(chosen))
     stage.trial.restore()
     points = tuple(_point(tau, item, curve[0]) for tau, item in zip(chosen, curve, strict=True))
     notes = [*stage.notes]
     best = min(points, key=lambda point: point.loss)
     if best.tau and (best.high is None or best.high >= 0):
         notes.append(f"the best τ, {best.tau:g}, is not told from uniform on {len(stage.guard)} windows")
-    asked = float(plans[0.0].budget["asked"])
+    asked = float(plans[0.0].budget["requested"])
     return TauCurve(audit.model, request.allocator, request.operator, asked, points, len(stage.guard), tuple(notes))
 
 

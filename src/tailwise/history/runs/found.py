@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tailwise.checkpoints.bytesource import Folder
 from tailwise.checkpoints.hub import HubAddress, branches, parse_hub
+from tailwise.checkpoints.layout import is_side_file
 from tailwise.checkpoints.open import open_folder
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -24,6 +25,8 @@ _TIMES = {"k": 3, "m": 6, "b": 9}
 _EPOCHS = 3
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
 _SHARD = re.compile(r"-\d{3,}-of-\d{3,}\.")
+#: Files beside the weights that tell the step, and under which key: transformers' trainer's, and the examples'.
+_TOLD = (("trainer_state.json", "global_step"), ("training.json", "step"))
 #: What trainers call a checkpoint that is not done.
 _ASIDE = re.compile(r"^(?:tmp|\.)|\.(?:tmp|temp|part|partial|incomplete)$", re.IGNORECASE)
 _DEPTH = 3
@@ -74,6 +77,7 @@ def find(
     ----------
     where
         A folder, local or behind an fsspec URL, with checkpoints in it, or one folder deeper where only one has any;
+        a folder whose name tells no step has the one that its trainer_state.json or training.json tells;
         or a model on the Hub, whose branches and tags named after a step are its checkpoints.
     revisions
         Of a model on the Hub: only these.
@@ -106,7 +110,9 @@ def hub_address(where: str) -> HubAddress | None:
 
 def nothing_found(where: str) -> UnreadableError:
     """The error for a place without checkpoints."""
-    return UnreadableError("holds no checkpoints with a step in their names", where=where, fix=f"names are {_EXAMPLES}")
+    files = " or ".join(f"{file} ({key})" for file, key in _TOLD)
+    fix = f"names are {_EXAMPLES}; or put {files} beside the weights of each"
+    return UnreadableError("holds no checkpoints with a step in their names", where=where, fix=fix)
 
 
 def _on_hub(address: HubAddress, revisions: Sequence[str]) -> Iterable[FoundCheckpoint]:
@@ -124,8 +130,49 @@ def _in_folder(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     names = [name for name in folder.names() if name.endswith(_FILES) and not _SHARD.search(name)]
     here = [(step_of(name), name) for name in (*folder.subfolders(), *names)]
     checkpoints = [FoundCheckpoint(step, name, f"{uri.rstrip('/')}/{name}") for step, name in here if step is not None]
-    if checkpoints or depth == 1:
+    unnamed = sorted(name for name in folder.subfolders() if step_of(name) is None and not _ASIDE.search(name))
+    if depth == 1:
         return checkpoints
+    if checkpoints:
+        known = {one.step for one in checkpoints}
+        if any(counts_epochs(one.name) for one in checkpoints):
+            return checkpoints
+        return checkpoints + [one for one in _with_told_steps(unnamed, uri) if one.step not in known]
+    return _below(folder, uri, depth) or _with_told_steps(unnamed, uri)
+
+
+def _with_told_steps(names: Iterable[str], uri: str) -> list[FoundCheckpoint]:
+    """Folders of weights whose names tell no step, by what their trainer wrote beside the weights."""
+    found = []
+    for name in names:
+        inner = f"{uri.rstrip('/')}/{name}"
+        try:
+            step = told_step(open_folder(inner))
+        except UnreadableError:  # a folder that may not be looked into is no checkpoint
+            continue
+        if step is not None:
+            found.append(FoundCheckpoint(step, name, inner))
+    return found
+
+
+def told_step(folder: Folder) -> int | None:
+    """The step that lies beside the weights of a folder (`_TOLD`); None where there are none, or it tells none."""
+    names = folder.names()
+    if not any(name.endswith(_FILES) and not is_side_file(name) for name in names):
+        return None
+    for file, key in _TOLD:
+        if file not in names:
+            continue
+        try:
+            step = folder.json(file).get(key)
+        except UnreadableError:  # it may be being written
+            continue
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 10**_MOST_ZEROS:
+            return step
+    return None
+
+
+def _below(folder: Folder, uri: str, depth: int) -> list[FoundCheckpoint]:
     below = {}
     for name in sorted(folder.subfolders()):
         if not name.startswith("."):

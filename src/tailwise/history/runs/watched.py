@@ -54,7 +54,7 @@ def watched_audit(model: str, history: History, run: str) -> tuple[Audit, dict[s
     Only the headers of the model are read, and one matrix, to see that it is the model of that point. Raises
     `UsageError` where the run has no point with spectra, or its layers are not the model's.
     """
-    point = history.latest(run, tempo="full")
+    point = history.latest(run, cadence="full")
     if point is None or not point.layers:
         raise UsageError(f"the run {run!r} has no point with spectra", where=history.where,
                          fix="plan from an audit; or watch with max_overhead=1, where the run is short")  # fmt: skip
@@ -77,7 +77,7 @@ def watched_audit(model: str, history: History, run: str) -> tuple[Audit, dict[s
 
 def movement_notes(moved: Mapping[str, Moved], history: History, run: str) -> tuple[str, ...]:
     """What moved and what did not, in words."""
-    point = history.latest(run, tempo="full")
+    point = history.latest(run, cadence="full")
     by = f", trained by {optimizer}" if (optimizer := history.optimizer(run)) else ""
     step = "?" if point is None else str(point.step)
     ordered = sorted(moved, key=lambda name: -moved[name].path)
@@ -148,11 +148,11 @@ def _moved(history: History, run: str) -> dict[str, Moved]:
     alphas: dict[str, list[float]] = {}
     if "update_ratio" in known:
         for line in history.series(run, ["update_ratio"]).to_pylist():
-            if line["tempo"] == "cheap" and line["update_ratio"] is not None:
+            if line["cadence"] == "cheap" and line["update_ratio"] is not None:
                 ratios.setdefault(line["layer"], []).append((line["step"], line["update_ratio"]))
     if "alpha" in known:
         for line in history.series(run, ["alpha"]).to_pylist():
-            if line["tempo"] == "full" and line["alpha"] is not None:
+            if line["cadence"] == "full" and line["alpha"] is not None:
                 alphas.setdefault(line["layer"], []).append(line["alpha"])
     return {layer: _of(series, alphas.get(layer, [])) for layer, series in ratios.items()}
 

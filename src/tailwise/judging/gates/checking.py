@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.audits.of_adapter import adapter_mode
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.core.errors import UsageError
@@ -19,6 +20,10 @@ from tailwise.judging.diagnosis.finding import SEVERITIES, Diagnosis
 from tailwise.judging.gates.expectation import CheckResult, Expectation, ExpectationOutcome, Status, Violation
 from tailwise.judging.gates.parse import Expectations, read_expectations
 
+_OF_CHANGE = (
+    "what was measured is the adapter's change ΔW alone, not the model with it; for that audit it with "
+    "--adapter merged, and check the audit"
+)
 #: Statuses of matrices that should have numbers and do not.
 BROKEN = ("NOT_FINITE", "UNREADABLE", "FAILED")
 
@@ -49,7 +54,8 @@ def check(
     read = expectations if isinstance(expectations, Expectations) else read_expectations(expectations)
     context = _Context(audit, read, baseline)
     outcomes = tuple(_LOOK[item.kind](f"E{i}", item, context) for i, item in enumerate(read.items, 1))
-    return CheckResult(audit.model, read.source, outcomes, tuple(context.baselines))
+    notes = (_OF_CHANGE,) if adapter_mode(audit) == "delta" else ()
+    return CheckResult(audit.model, read.source, outcomes, tuple(context.baselines), notes)
 
 
 class _Context:
@@ -283,7 +289,7 @@ def _look_at_layers(key: str, item: Expectation, context: _Context) -> Expectati
 
 
 def _blind(key: str, item: Expectation, why: str) -> ExpectationOutcome:
-    return ExpectationOutcome(key, item, "could_not_look", f"not evaluated: {why}")
+    return ExpectationOutcome(key, item, "not_evaluated", f"not evaluated: {why}")
 
 
 _LOOK: Mapping[str, Callable[[str, Expectation, _Context], ExpectationOutcome]] = {

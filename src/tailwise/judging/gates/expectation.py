@@ -10,7 +10,7 @@ from tailwise.core.shown import Brief, Shown, brief
 from tailwise.judging.diagnosis.finding import Severity
 
 Kind = Literal["metric", "median", "delta", "summary", "finding", "layers"]
-Status = Literal["passed", "failed", "could_not_look"]
+Status = Literal["passed", "failed", "not_evaluated"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class CheckResult(Brief):
     source: str  # where the expectations stand
     outcomes: tuple[ExpectationOutcome, ...]
     baselines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was measured, where it is not the whole model
 
     @property
     def passed(self) -> bool:

@@ -12,7 +12,7 @@ from tailwise.core.harmless import as_code, in_markdown, one_line
 from tailwise.judging.compare.summary import SUMMARIES, model_numbers
 from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome
 
-_MARKS = {"passed": "✅", "failed": "❌", "could_not_look": "⚠️"}
+_MARKS = {"passed": "✅", "failed": "❌", "not_evaluated": "⚠️"}
 _MOST = 10
 #: Found by later runs that want to edit their comment instead of adding one.
 COMMENT_MARK = "<!-- tailwise check -->"
@@ -29,6 +29,7 @@ def to_markdown(result: CheckResult) -> str:
     ]
     if result.baselines:
         parts[-1] += f", baseline {', '.join(as_code(base) for base in result.baselines)}"
+    parts += [in_markdown(note) for note in result.notes]
     lines = ["| | expectation | outcome |", "| --- | --- | --- |"]
     lines += [f"| {_MARKS[o.status]} | {_cell(o.title)} | {_cell(o.message)} |" for o in result.outcomes]
     parts.append("\n".join(lines))
@@ -82,6 +83,7 @@ def to_model_card(result: CheckResult, audit: Audit) -> str:
             ["| role | matrices | median alpha | median alpha_hill |", "| --- | ---: | ---: | ---: |", *_roles(audit)]
         ),
         f"Gate: {result.verdict}." if result.outcomes else "",
+        *(in_markdown(note) for note in result.notes),
         f"Content of the weights: {content}, audited {in_markdown(provenance.started[:10])}.",
         _CARD_ENDS,
     ]
@@ -125,10 +127,11 @@ def to_badge(result: CheckResult) -> str:
 def to_text(result: CheckResult) -> str:
     """For the terminal."""
     lines = [f"{result.model} against {result.source}"]
-    words = {"passed": "ok", "failed": "FAIL", "could_not_look": "????"}
+    words = {"passed": "ok", "failed": "FAIL", "not_evaluated": "????"}
     for outcome in result.outcomes:
         lines.append(f"{words[outcome.status]:<4}  {outcome.title}: {outcome.message}")
         messages = _said_below(outcome)
         lines += [f"      {message}" for message in messages[:_MOST]]
         lines += [f"      … and {len(messages) - _MOST} more; --json has all"] if len(messages) > _MOST else []
-    return "\n".join(one_line(line) for line in (*lines, result.verdict))
+    notes = [f"note: {note}" for note in result.notes]
+    return "\n".join(one_line(line) for line in (*lines, *notes, result.verdict))

@@ -14,7 +14,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def to_junit(result: CheckResult) -> str:
     """A failed expectation is a failure; one that could not be looked at is an error."""
     failed = sum(outcome.status == "failed" for outcome in result.outcomes)
-    blind = sum(outcome.status == "could_not_look" for outcome in result.outcomes)
+    blind = sum(outcome.status == "not_evaluated" for outcome in result.outcomes)
     counts = {"tests": str(len(result.outcomes)), "failures": str(failed), "errors": str(blind)}
     root = ET.Element("testsuites", {"name": "tailwise check", **counts})
     suite = ET.SubElement(root, "testsuite", {"name": _plain(result.model), "skipped": "0", **counts})

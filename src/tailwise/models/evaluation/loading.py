@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.hub import parse_hub
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.checkpoints.open import hub_model
+from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
@@ -63,7 +63,7 @@ def load_model(
     place, revision = address_of(name)
     transformers = _transformers(name)
     with quiet(streams=gguf_file_of(place) is not None):  # whose bars nothing switches off
-        module, notes = _load(transformers, place, revision, dtype, name)
+        module, notes = _load(transformers, place, revision, _wide_enough(dtype, device, place), name)
     if device == "cpu" and dtype == "auto" and not hasattr(module.config, "quantization_config"):
         module = _widened(module)
     if tokenizer is None:
@@ -92,12 +92,15 @@ def address_of(name: str) -> tuple[str, str | None]:
         return str(path), None
     if path.is_file():
         raise UsageError("is a file", where=name, fix="give the folder with config.json and the weights")
-    address = parse_hub(name, None)
-    if address is None:
-        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    address = hub_model(name)
     if address.path:
         raise UsageError("a folder within a Hub repository is not loaded", where=name, fix=f"give {address.repo}")
     return address.repo, address.revision
+
+
+def _wide_enough(dtype: str, device: str, place: str) -> str:
+    """float32 for `auto` of a GGUF file on a CPU: transformers would round what its types decode to, to bfloat16."""
+    return "float32" if dtype == "auto" and device == "cpu" and gguf_file_of(place) is not None else dtype
 
 
 def _transformers(where: str) -> Any:

@@ -340,8 +340,18 @@ def _in_one_sentence(found: ScoreComparison) -> str:
     if change.verdict == BETTER:
         return f"{who} is not hurt but better than {base} on this text{size}. Of other text this says nothing."
     if change.verdict == NONE:
-        return f"No difference between {who} and {base} was seen on this text{size}; a small one may be there."
+        return f"No difference between {who} and {base} was seen on this text{size}; {_not_excluded(change)}."
     return f"No verdict on {who} against {base}: {change.verdict}."
+
+
+def _not_excluded(change: ScoreChange) -> str:
+    """How large a difference may be there all the same: a test that finds none is not evidence of none."""
+    if change.interval is None:
+        return "how large a one may be there is not known"
+    rise, fall = (100 * math.expm1(min(end, 700.0)) for end in reversed(change.interval))
+    told = [f"a rise of up to {rise:.2g} %"] if rise > 0 else []
+    told += [f"a fall of up to {-fall:.2g} %"] if fall < 0 else []
+    return f"{' or '.join(told)} cannot be excluded" if told else "nor is there room for one"
 
 
 def _times(ratio: float | None, change: ScoreChange) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from tailwise.checkpoints.checkpoint import Checkpoint, code_of
-from tailwise.checkpoints.hub import parse_hub
-from tailwise.core.errors import AS_NUMBERS, TailwiseError, UnreadableError, UsageError
+from tailwise.checkpoints.open import hub_model
+from tailwise.core.errors import AS_NUMBERS, TailwiseError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
@@ -131,9 +131,7 @@ def _address(name: str) -> tuple[str, str | None]:
         return str(path), None
     if path.is_file():  # of several GGUF files in a folder, the one that is named
         return str(path if gguf_file_of(path) is not None else path.parent), None
-    address = parse_hub(name, None)
-    if address is None:
-        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+    address = hub_model(name)
     return address.repo, address.revision
 
 

@@ -31,10 +31,10 @@ def _drawn(plan: Plan) -> _DrawnPlan:
     if plan.quantizes:
         blocks = sorted({d.block for d in plan if d.block is not None})
         means = {block: mean_bits(d for d in plan if d.block == block) for block in blocks}
-        asked = plan.budget.get("asked", mean_bits(plan))
+        asked = plan.budget.get("requested", mean_bits(plan))
         return _DrawnPlan("bits per weight", {d.tensor: bits_of(d) for d in plan}, means, asked, depth_words(plan))
     amounts = {d.tensor: round(d.sparsity, 6) for d in plan if d.sparsity is not None}
-    asked = plan.budget.get("asked", plan.sparsity)
+    asked = plan.budget.get("requested", plan.sparsity)
     return _DrawnPlan("sparsity", amounts, dict(block_means(plan)), asked, depth_correlation(plan).words)
 
 

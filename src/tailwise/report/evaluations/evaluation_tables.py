@@ -102,7 +102,7 @@ def _cells(one: ScoredModel) -> dict[str, str]:
     if change is not None:
         moved = "not finite" if change.change is None else f"{change.change:+.4f}"
         found["ln of the ratio to the base"] = moved + _within(change.interval, "+.4f")
-        found["verdict"] = change.verdict
+        found["verdict"] = change.verdict + ("" if change.p is None else f" (p = {change.p:.2g})")
     if away is not None:
         found["mean KLD"] = plain(away.kl) + _within(away.kl_interval, ".3g")
         found["same top token"] = percent(away.same_top) + _within(away.same_top_interval, ".1f", times=100)
@@ -166,6 +166,8 @@ def _card_lines(found: Scores | ScoreComparison) -> Iterator[str]:
     yield grid.only(
         [index for index, head in enumerate(grid.heads) if head and not head.startswith("by ")]
     ).to_markdown()
+    if isinstance(found, ScoreComparison) and found.conclusion:
+        yield from ("", printable(found.conclusion))
     if isinstance(found, ScoreComparison) and found.divergence is not None:
         yield from ("", "Against the base, token by token:", "")
         yield divergence_grid(found.divergence, found.perplexity).to_markdown()

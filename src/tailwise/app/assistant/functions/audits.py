@@ -42,7 +42,7 @@ def audit(place: Place, audit: str = "") -> Fact:
         "not_measured": dict(why),
         "recipe": {key: measured.provenance.recipe.get(key) for key in ("estimator", "hill_estimator", "randomize")},
         "findings": {key: counts.get(key, 0) for key in ("error", "warning", "info")},
-        "rules_that_could_not_look": len(diagnosis.not_looked),
+        "rules_not_evaluated": len(diagnosis.not_looked),
         "numbers": {key: value for key, value in model_numbers(measured).items() if value is not None},
         "roles": [_role(measured, role) for role in dict.fromkeys(layer.row.role for layer in measured)],
         "notes": list(measured.provenance.notes[:5]),

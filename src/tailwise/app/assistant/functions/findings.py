@@ -62,7 +62,7 @@ def worst_layers(place: Place, audit: str = "", limit: int = 8) -> Fact:
         "named_in_all": len(named),
         "measured": len(place.workspace.audit(name)),
         "worst": diagnosis.worst,
-        "rules_that_could_not_look": len(diagnosis.not_looked),
+        "rules_not_evaluated": len(diagnosis.not_looked),
         "links": [place.link("its layers", links.layers(name))],
     }  # fmt: skip
 
