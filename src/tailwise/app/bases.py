@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailwise.app.overviews import Overview, alike, apart
 from tailwise.app.page_context import PageContext
 from tailwise.app.workspace.entry import WorkspaceEntry
+
+_BUDGET = 0.25  # seconds of reading audits that no page has shown yet
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,15 @@ def bases_of(context: PageContext, audit: str) -> Bases | None:
     a fine-tune's are to its base, or a checkpoint's to its neighbours. The same weights again show no change.
     """
     own = context.overviews.of(context.workspace.entry(audit))
-    found = [(entry, context.overviews.ready(entry)) for entry in context.workspace.entries("audit")
+    ends = time.monotonic() + _BUDGET
+    found = [(entry, _overview(context, entry, ends)) for entry in context.workspace.entries("audit")
              if entry.id != audit]  # fmt: skip
     readable = [(entry, other) for entry, other in found if other is None or not other.trouble]
     return _grouped(own, readable) if readable else None
+
+
+def _overview(context: PageContext, entry: WorkspaceEntry, ends: float) -> Overview | None:
+    return context.overviews.of(entry) if time.monotonic() < ends else context.overviews.ready(entry)
 
 
 def _grouped(own: Overview, others: Sequence[tuple[WorkspaceEntry, Overview | None]]) -> Bases:

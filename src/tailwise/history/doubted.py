@@ -9,7 +9,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tailwise.audits.trusted import OF_FIT, doubt
-from tailwise.history.point import ESTIMATOR
 from tailwise.spectrum.trust import SEARCHED, poor_tails
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ Flags = NDArray[np.bool_]
 def trusted_alone(history: History, run: str, series: pa.Table) -> tuple[pa.Table, int, int]:
     """The series with nulls where a fit is not trusted; (table, fits left out, fits).
 
-    A fit of an audit is judged as everywhere. A monitor's point has no exponent of noise of the shape: its fit is judged
-    by the number of eigenvalues, the tail and D, as far as the point has them.
+    A fit of an audit is judged as everywhere. A monitor's point has no exponent of noise of the shape: its fit is
+    judged by the number of eigenvalues, the tail and D, as far as the point has them.
     """
     names = [name for name in series.column_names if name in OF_FIT]
     if not names:
@@ -74,7 +73,7 @@ def _in_points(history: History, run: str, series: pa.Table) -> Flags:
     facts = history.series(run, have, layers, None, (int(steps.min()), int(steps.max())))
     facts = facts.filter(pa.array(_of_tempo(facts, "full")))
     keys = zip(facts["step"].to_pylist(), facts["layer"].to_pylist(), strict=True)
-    poor = dict(zip(keys, _poor(facts, history.note(run, ESTIMATOR) or "ks").tolist(), strict=True))
+    poor = dict(zip(keys, _poor(facts, history.estimator(run)).tolist(), strict=True))
     lines = series.filter(pa.array(mine))
     pairs = zip(lines["step"].to_pylist(), lines["layer"].to_pylist(), strict=True)
     mine[mine] = [poor.get(pair, False) for pair in pairs]

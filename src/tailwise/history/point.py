@@ -91,7 +91,7 @@ class Resumed:
 RULES = "alarm_rules"
 #: How a monitor's note begins that says which optimizers train the model.
 OPTIMIZER = "optimizer: "
-#: What the note that names the estimator of alpha begins with, where it is not `ks`.
+#: How the one begins that says which estimator `alpha` is of, where it is not `ks`.
 ESTIMATOR = "estimator: "
 
 

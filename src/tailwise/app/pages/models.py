@@ -17,7 +17,7 @@ from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
 from tailwise.audits.rows import LayerRow
-from tailwise.audits.trusted import mean_alpha_words
+from tailwise.audits.trusted import bulk_words, mean_alpha_words
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.judging.diagnosis.verdict import standings
@@ -64,6 +64,7 @@ def model(request: Request, context: Given, audit: str, family: str = "alpha") -
         "area": "Models", "entry": entry, "audit": measured, "diagnosis": diagnosis, "tags": context.tags.of(entry),
         "overview": context.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
         "family": family, "places": _places(context, audit, family) if len(measured) else [],
+        "of_bulk": bulk_words(measured) if family in ("alpha", "heat") else "",
         "numbers": measured.summary(), "mean_alpha": mean_alpha_words(measured), "bases": bases_of(context, audit),
     }  # fmt: skip
     return context.pages.page(request, "model.html", values)

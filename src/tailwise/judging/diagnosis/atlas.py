@@ -67,19 +67,16 @@ class Standing:
     among: str  # "attn_v of 50–200 eigenvalues, 1:2–1:4, in the first third"
 
     def __str__(self) -> str:
-        side = (
-            f"higher than in {_percent(self.below)}"
-            if self.below > 0.5
-            else f"lower than in {_percent(1 - self.below)}"
-        )
+        high = self.below > 0.5
+        side = f"{'higher' if high else 'lower'} than in {_percent(self.below if high else 1 - self.below)}"
         title = _TITLES.get(self.metric, self.metric)
         of = f"{self.matrices:,} matri{'x' if self.matrices == 1 else 'ces'} of {self.models} models"
-        return f"{title} {side} of healthy {self.among} ({of})"
+        return f"{title} {side} healthy {self.among} ({of})"
 
 
 def _percent(share: float) -> str:
-    """`98 %`; `99 %` of what is all but a few."""
-    return f"{share if share == 1 else min(share, 0.99):.0%}".replace("%", " %")
+    """`98 % of`; `99 % of` what is all but a few."""
+    return "all" if share == 1 else f"{100 * min(share, 0.99):.0f} % of"
 
 
 _TITLES = {"effective_rank": "effective rank", "stable_rank": "stable rank", "alpha_hill": "alpha_hill"}
