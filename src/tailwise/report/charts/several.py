@@ -229,5 +229,5 @@ def models_traps(view: ChartView) -> Any:
 
 
 def _three(number: float) -> str:
-    """Three digits, zeros at the end kept below ten: a mean of 2.00 is no count."""
-    return f"{number:.2f}" if abs(number) < 10 else f"{number:.3g}"
+    """Three digits, zeros at the end kept from one to ten: a mean of 2.00 is no count."""
+    return f"{number:.2f}" if 1 <= abs(number) < 10 else f"{number:.3g}"
