@@ -242,7 +242,7 @@ def series_spec(history: History, run: str, metric: str) -> bytes:
     """A metric over time, by role."""
     lines, lost, fits = trusted_alone(history, run, history.series(run, [metric]))
     marks = _marks(history, run)
-    return encoded(lambda: series_chart(lines, metric, marks, TOKENS, (lost, fits)))
+    return encoded(lambda: series_chart(lines, metric, marks, TOKENS, (lost, fits)), titled=True)
 
 
 def scalars_spec(history: History, run: str, look: Look, beside: Sequence[str] = ()) -> bytes:

@@ -41,7 +41,8 @@ def trusted_alone(history: History, run: str, series: pa.Table) -> tuple[pa.Tabl
 
 def left_out_words(lost: int, fits: int) -> str:
     """`5 of 6 fits of alpha are not trusted, and left out of the medians`; "" where none is."""
-    return f"{lost} of {fits} fits of alpha are not trusted, and left out of the medians" if lost else ""
+    be = "is" if lost == 1 else "are"
+    return f"{lost:,} of {fits:,} fits of alpha {be} not trusted, and left out of the medians" if lost else ""
 
 
 def _in_audits(history: History, run: str, series: pa.Table) -> Flags:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError
+from tailwise.history.doubted import left_out_words
 from tailwise.report.charts.data import ordered, rounded
 from tailwise.report.theme import SHAPES, Palette, group_of, role_color
 
@@ -62,7 +63,8 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette, f
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     if lost:
         # In two lines, since a title is not wrapped and a phone is narrow.
-        said = [f"{lost:,} of {of:,} fits of alpha are not trusted,", "and left out of the medians"]
+        first, _, rest = left_out_words(lost, of).partition(", and ")
+        said = [f"{first},", f"and {rest}"]
         look = {"fontSize": 11, "fontWeight": "normal", "color": palette["muted"], "offset": 6}
         chart = chart.properties(title=alt.Title(said, **look))
     chart["datasets"] = {"series": rows, "alarms": _rows(marks), **({"lines": own} if own else {})}
