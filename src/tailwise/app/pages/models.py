@@ -17,7 +17,7 @@ from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
 from tailwise.audits.rows import LayerRow
-from tailwise.audits.trusted import bulk_words, mean_alpha_words
+from tailwise.audits.trusted import bulk_words, doubt, estimator_of, mean_alpha_words
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.judging.diagnosis.verdict import standings
@@ -159,6 +159,7 @@ def layer(request: Request, context: Given, audit: str, name: str) -> HTMLRespon
     values = {
         "area": "Models", "entry": context.workspace.entry(audit), "audit": measured, "row": row,
         "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
+        "doubt": doubt(row, estimator_of(measured)) if "alpha" in row.metrics else "",
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
         "standings": standings(measured, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,
