@@ -80,3 +80,9 @@ def test_a_part_that_matches_says_how_much(browse):
     page = browse("mine", mine=browse.start, half={**narrow, **{name: browse.start[name] for name in NAMES[:2]}})
     assert chosen(page) == ["half"]
     assert re.search(r"\d+ % of the matrices match\.", page)
+
+
+def test_a_matrix_of_zeros_has_no_norm_to_be_near_by(browse):
+    zeros = {**browse.start, NAMES[0]: np.zeros((80, 64))}
+    page = browse("mine", mine=zeros, base=browse.start, far=scaled(browse.start, 3.0))
+    assert chosen(page) == ["base"]

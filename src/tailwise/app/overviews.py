@@ -146,7 +146,8 @@ def _sketch(audit: Audit) -> dict[str, float | None]:
     """Hash of name and shape → log10 ‖W‖²: the smallest hashes, the same of every audit of such a model."""
     rows = {f"{layer.row.name} {layer.row.rows}x{layer.row.cols}": layer.row for layer in audit}
     hashes = {hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]: row for text, row in rows.items()}
-    return {key: value_of(hashes[key], "log_norm") for key in sorted(hashes)[:_SKETCH]}
+    norms = {key: value_of(hashes[key], "log_norm") for key in sorted(hashes)[:_SKETCH]}
+    return {key: norm if norm is not None and math.isfinite(norm) else None for key, norm in norms.items()}
 
 
 def alike(one: Overview, other: Overview) -> float | None:

@@ -88,7 +88,8 @@ def _poor(facts: pa.Table, estimator: str) -> Flags:
     tail, distance = columns.get(_TAIL, nothing), columns.get(_DISTANCE, nothing)
     rank, loss = (columns.get(name, nothing) for name in _COUNTED)
     searched = estimator.removeprefix("farms:") in SEARCHED
-    return poor_tails(tail, distance if searched else nothing) | (rank + loss < _FEW)
+    poor: Flags = poor_tails(tail, distance if searched else nothing) | (rank + loss < _FEW)
+    return poor
 
 
 def _of_tempo(series: pa.Table, tempo: str) -> Flags:

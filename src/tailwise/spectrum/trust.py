@@ -54,7 +54,8 @@ def poor_tails(tails: NDArray[np.float64], distances: NDArray[np.float64]) -> ND
     """`doubt_of_tail` of many tails, as truth: k and D of each, NaN where it is not known or D says nothing."""
     known = np.where(np.isfinite(tails), np.maximum(tails, 1.0), np.inf)
     bounds = np.interp(np.log(known), _LOG_K, _SCALED) / np.sqrt(known)
-    return (tails < N_MIN - 0.5) | (np.isfinite(tails) & (distances > bounds))
+    poor: NDArray[np.bool_] = (tails < N_MIN - 0.5) | (np.isfinite(tails) & (distances > bounds))
+    return poor
 
 
 def is_noise(z: float | None, ratio: float | None, m: int) -> bool:

@@ -65,7 +65,7 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette, f
         # In two lines, since a title is not wrapped and a phone is narrow.
         first, _, rest = left_out_words(lost, of).partition(", and ")
         said = [f"{first},", f"and {rest}"]
-        look = {"fontSize": 11, "fontWeight": "normal", "color": palette["muted"], "offset": 6}
+        look: dict[str, Any] = {"fontSize": 11, "fontWeight": "normal", "color": palette["muted"], "offset": 6}
         chart = chart.properties(title=alt.Title(said, **look))
     chart["datasets"] = {"series": rows, "alarms": _rows(marks), **({"lines": own} if own else {})}
     return chart
