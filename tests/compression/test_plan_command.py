@@ -83,7 +83,7 @@ def test_diff_says_what_changed(run):
     run("prune", "a.audit", "--sparsity", "0.7", "-o", "p.json")
     run("prune", "a.audit", "--sparsity", "0.6", "--allocator", "depth", "-o", "q.json")
     _, out = run("diff", "p.json", "q.json")
-    assert "16 tensors changed, 0 added, 0 removed; sparsity 0.7 → 0.6" in out
+    assert "16 tensors changed, 0 added, 0 removed; sparsity 0.700000 → 0.600000" in out
     assert "the two do the same" in run("diff", "p.json", "p.json")[1]
     assert json.loads(run("diff", "p.json", "q.json", "--json")[1])["same"] is False
 
