@@ -6,6 +6,7 @@ pip install -e ".[docs]" && python docs/chart_figures.py
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         audit = tw.audit(str(ROOT / "examples" / "pycode-8m"), randomize=1, cache_dir=Path(folder))
         base = tw.audit(noise_like(audit), randomize=1, cache_dir=Path(folder))
+    named = replace(base.provenance, model="noise")
+    base = tw.Audit(list(base.rows), {layer.row.name: layer for layer in base}, named)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, chart in CHARTS.items():
         audits = (audit, base) if chart.scope == "several" else (audit,)

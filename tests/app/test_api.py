@@ -7,6 +7,9 @@ schemathesis = pytest.importorskip("schemathesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis.strategies import booleans  # noqa: E402
 
+from tailwise.history.point import Point  # noqa: E402
+from tailwise.history.store import History  # noqa: E402
+
 
 def test_models_layers_and_diagnosis_agree_with_the_audit(client, ids, audits):
     models = {one["title"]: one for one in client.get("/api/models").json()}
@@ -66,6 +69,17 @@ def test_a_series_comes_in_order(client):
     found = client.get("/api/training/series", params={"name": "run & <i>one</i>", "metric": "alpha"}).json()
     assert [line["step"] for line in found] == sorted(line["step"] for line in found)
     assert len(found) == 12
+
+
+def test_a_chart_over_time_says_how_many_fits_it_left_out(client, folder):
+    layers = {f"layers.{i}.mlp.up_proj": {"alpha": 3.0, "ks_distance": 0.05, "num_pl_spikes": 40.0 - 17 * i}
+              for i in range(3)}  # fmt: skip
+    with History(folder / "history.db") as history:
+        history.add_point(Point("judged", 1, "full", 1.0, layers, {"loss": 1.0}))
+    spec = client.get("/api/training/chart", params={"name": "judged", "metric": "alpha"}).json()
+    assert " ".join(spec["title"]["text"]) == "1 of 3 fits of alpha is not trusted, and left out of the medians"
+    assert spec["datasets"]["series"][0]["layers"] == 2
+    assert "title" not in client.get("/api/training/scalars", params={"name": "judged"}).json()
 
 
 @pytest.mark.parametrize("path", ["run", "series", "chart", "scalars"])

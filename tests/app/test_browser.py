@@ -296,3 +296,28 @@ def test_ten_thousand_layers_are_usable(page, app, folder, audits):
     page.locator(".quiet", has_text="3 of 10000").wait_for()
     page.goto(links.chart(name, "alpha_vs_D"))
     assert drawn(page) == 1
+
+
+def test_paper_is_light_and_has_every_chart(browser, address, ids):
+    context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 500}, color_scheme="dark")
+    context.set_default_timeout(90_000)
+    page = context.new_page()
+    page.goto(links.model(ids["base"]))
+    charts = page.locator(".chart[data-source]").count()
+    playwright.expect(page.locator(".chart.done:not(.failed)")).to_have_count(
+        charts, timeout=90_000
+    )  # nothing scrolled
+    theme = page.locator("html")
+    assert theme.get_attribute("data-theme") == "dark"
+    dark = page.locator('.chart svg.marks [fill="#15181d"]')
+    assert dark.count() > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert theme.get_attribute("data-theme") == "light"
+    playwright.expect(dark).to_have_count(0, timeout=90_000)
+    page.emulate_media(media="print")
+    for part in ("nav", ".actions", ".tabs"):
+        assert not page.locator(part).first.is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert theme.get_attribute("data-theme") == "dark"
+    assert page.evaluate("localStorage.getItem('tailwise-theme')") is None
+    context.close()

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tailwise.app.workspace import links
+from tailwise.audits.trusted import doubt
 from tailwise.history.point import Point
 from tailwise.history.store import History
 
@@ -176,3 +177,28 @@ def test_an_answer_of_the_assistant_is_drawn_without_markup_of_names(client, ids
     assert answer.status_code == 200
     assert '"kind": "done"' in answer.text
     assert "<script>" not in answer.text
+
+
+def test_the_table_of_layers_counts_what_is_measured_as_the_verdict_does(client, ids, audits):
+    text = client.get(links.layers(ids["base"])).text
+    of, measured = len(audits[0].rows), len(audits[0])
+    assert of > measured
+    assert f"{of} of {of} tensors, {measured} of them measured as matrices" in text
+    assert f"{measured} matrices" in client.get(links.model(ids["base"])).text
+
+
+def test_a_layer_says_why_its_exponent_says_nothing(client, ids, audits):
+    doubts = {layer.row.name: doubt(layer.row) for layer in audits[0]}
+    assert any(doubts.values())
+    for name, why in doubts.items():
+        text = client.get(links.layer(ids["base"], name)).text
+        assert ("Its α says nothing" in text) == bool(why)
+
+
+def test_a_run_of_audits_asks_for_no_loss(client, folder, audits):
+    with History(folder / "history.db") as history:
+        history.add_audit(audits[0], "checkpoints", 5)
+    text = client.get(links.run("checkpoints")).text
+    assert "Audits of checkpoints have no loss" in text
+    assert "/api/training/scalars" not in text
+    assert "/api/training/scalars" in client.get(links.run("run & <i>one</i>")).text

@@ -11,12 +11,14 @@ from fastapi.testclient import TestClient
 
 import tailwise as tw
 from tailwise.app.addresses import split
+from tailwise.app.arriving import arriving
 from tailwise.app.others import others
 from tailwise.app.server import create_app
 from tailwise.app.settings import AppSettings
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.precision.studying import study
 from tailwise.history.point import Point
+from tailwise.history.read import RunSummary
 from tailwise.history.store import History
 from tailwise.judging.compare.comparison_files import read_comparisons
 
@@ -64,6 +66,30 @@ def test_a_single_history_in_the_folder_is_the_store(folder):
     with History(folder / "second.db"):
         pass
     assert split([str(folder)], None)[1] is None
+
+
+def test_a_history_that_is_named_by_a_relative_path_is_the_store_too(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (one,) = [item for item in others(Workspace([folder], store=f"{folder.name}/runs.db")) if item.kind == "history"]
+    assert (one.href, one.command) == ("/training", "")
+
+
+def test_the_list_is_chosen_by_the_words_that_it_shows(folder, browser_of):
+    browser = browser_of([folder])
+    listed = browser.get("/models", params={"sort": "worst"}).text
+    word = next(word for word in ("unhealthy", "needs a look", "no verdict", "healthy") if f'">{word}</span>' in listed)
+    assert f"<option>{word}</option>" in listed
+    assert ">one</a>" in browser.get("/models", params={"verdict": word}).text
+    for other in {"unhealthy", "needs a look", "no verdict", "healthy"} - {word}:
+        assert "No audit fits" in browser.get("/models", params={"verdict": other}).text
+
+
+def test_a_run_of_checkpoints_is_not_stalled_between_them():
+    at = {"name": "r", "alarms": 0, "first_step": 0, "last_step": 9}
+    hour = RunSummary(**at, points=0, audits=3, updated=time.time() - 3600)
+    assert arriving(hour) == "audits of checkpoints, the latest 60 minutes ago"
+    assert arriving(RunSummary(**at, points=9, audits=3, updated=time.time() - 3600)).startswith("stalled")
+    assert arriving(RunSummary(**at, points=0, audits=3, updated=time.time() - 1e6)).startswith("finished")
 
 
 def test_the_state_changes_when_a_file_comes(folder):

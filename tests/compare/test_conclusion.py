@@ -68,8 +68,8 @@ def test_where_most_trusted_fits_are_of_the_bulk_nothing_is_called_better_or_wor
     bulk = [replace(layer(name, 3, 5), of_bulk=True) for name in "abc"]
     assert all(direction(one) == "no verdict" for one in bulk)
     assert conclusion(of(*bulk, layer("d", 3, 5), layer("e", 6, 3))) == (
-        "No verdict: 5 of 5 matrices moved beyond their error, but alpha describes the bulk rather than a tail in 3 of "
-        "5 trusted fits (TW502), so none is called better or worse."
+        "No verdict: 5 of 5 matrices moved beyond their error, but alpha describes the bulk rather than a tail "
+        "(TW502) in 3 of the 5 with a good fit on both sides, so none is called better or worse."
     )
     few = of(bulk[0], layer("d", 3, 5), layer("e", 6, 3))
     assert conclusion(few) == "3 of 3 matrices moved beyond their error: 1 better, 1 worse, 1 no verdict."

@@ -59,7 +59,7 @@ def test_it_survives_its_file(tmp_path) -> None:
         both.save(tmp_path / name)
         assert Plan.load(tmp_path / name) == both
     assert both.validate() == ()
-    assert both.amount_words == "sparsity 0.500000 and 4.500000 bits per weight"
+    assert both.amount_words == "sparsity 0.5 and 4.5 bits per weight"
 
 
 def test_a_bad_edit_of_either_part_is_told(tmp_path) -> None:

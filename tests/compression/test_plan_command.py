@@ -91,7 +91,7 @@ def test_diff_says_what_changed(run):
 def test_validate_ends_with_one_where_the_plan_is_for_another_model(run, tmp_path):
     run("prune", "a.audit", "--sparsity", "0.7", "-o", "p.json")
     assert run("validate", "p.json", "--audit", "a.audit") == (
-        0, "valid, fits a.audit: 16 tensors, sparsity 0.700000\n")  # fmt: skip
+        0, "valid, fits a.audit: 16 tensors, sparsity 0.7\n")  # fmt: skip
     audit_of(rows_of(3), fingerprint="e" * 64).save(tmp_path / "b.audit")
     code, out = run("validate", "p.json", "--audit", "b.audit")
     assert code == 1

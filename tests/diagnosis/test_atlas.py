@@ -51,7 +51,7 @@ def test_models_count_and_not_matrices():
     own = model(99)
     (told,) = [one for one in standings(own, LAYER, build(members)) if one.metric == "stable_rank"]
     assert told.below == pytest.approx(0.8)
-    assert "above 80%" in str(told)
+    assert "higher than in 80 %" in str(told)
     assert "5 models" in str(told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from tailwise.report.render import plot, spec_of, write_figure
 from tailwise.report.theme import DARK, LIGHT, TOKENS, group_of, role_color
 
 NAMES = [name for name, _ in CHARTS.items()]
+UNKNOWN = re.compile(">(null|NaN|undefined)<")  # what a number that is not there is written as
 
 
 def view_of(name: str, audit: Audit, base: Audit, **options) -> ChartView:
@@ -35,6 +37,7 @@ def test_a_chart_compiles_and_renders(name, audit, base):
     picture = vl_convert.vegalite_to_svg(spec)
     assert picture.count("<path") > 5
     assert CHARTS[name].title in picture
+    assert not UNKNOWN.search(picture)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +89,17 @@ def test_the_heat_map_takes_any_metric_and_refuses_others(audit, plain):
         plot("heatmap", [audit], metric="stabel_rank")
     with pytest.raises(UsageError, match="num_traps"):
         plot("heatmap", [plain], metric="num_traps")
+
+
+def test_a_cell_without_a_trusted_fit_has_no_number(audit):
+    first = next(layer.row for layer in audit if layer.row.block is not None)
+    doubted = replace(first, metrics={**first.metrics, "ks_distance": 0.9})
+    rows = [doubted if row is first else row for row in audit.rows]
+    layers = {layer.row.name: layer for layer in audit} | {first.name: replace(audit[first.name], row=doubted)}
+    changed = Audit(rows, layers, audit.provenance)
+    picture = vl_convert.vegalite_to_svg(spec_of(CHARTS["heatmap"], ChartView((changed,))))
+    assert "no trusted fit" in picture
+    assert not UNKNOWN.search(picture)
 
 
 def test_a_notebook_gets_an_altair_chart(audit):

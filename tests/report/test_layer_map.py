@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
 import pytest
 
 import tailwise as tw
-from tailwise.judging.diagnosis.atlas import Atlas
+from tailwise.judging.diagnosis.atlas import Atlas, counted, default
+from tailwise.judging.diagnosis.finding import Finding
 from tailwise.report.layer_map import layer_map, paints
 
 
@@ -62,3 +64,40 @@ def test_findings_ring_their_cells_and_names_stay_data(audit):
 def test_nothing_measured_is_no_map():
     empty = tw.audit({"norm.weight": np.ones(8)}, use_cache=False)
     assert layer_map(empty, tw.diagnose(empty), to) == ""
+
+
+def test_a_ring_and_a_shared_cell_are_in_the_legend_and_nothing_that_is_not_there(audit):
+    healthy = tw.diagnose(audit)
+    plain = layer_map(audit, replace(healthy, findings=()), to, Atlas())
+    assert "ring:" not in plain
+    assert "share the cell" not in plain
+    named = next(iter(audit)).row.name
+    for severity in ("error", "warning"):
+        made = Finding("TW201", "t", severity, "m", (named,), (), (), (), (), "theory")
+        text = layer_map(audit, replace(healthy, findings=(made,)), to, Atlas())
+        assert re.findall(r"ring: an? (\w+) names it", text) == [severity]
+        assert f'<span class="cell plain hit-{severity}"></span>' in text
+
+
+def test_a_shared_cell_says_of_how_many_it_shows_the_middle_one(audit):
+    rows = [layer.row for layer in audit if layer.row.role == "mlp_up"]
+    good = {"alpha_sigma": 0.1, "ks_distance": 0.01, "alpha_hill_z": 9.0}
+    fits = [
+        replace(row, block=0, metrics={**row.metrics, **good, "alpha": alpha})
+        for row, alpha in zip(rows, (1.5, 3.0, 9.0, 3.0), strict=True)
+    ]
+    fits[3] = replace(fits[3], metrics={**fits[3].metrics, "ks_distance": 0.9})
+    shared = type(audit)(fits, {row.name: replace(audit[row.name], row=row) for row in fits}, audit.provenance)
+    text = unescape(layer_map(shared, tw.diagnose(shared), to, Atlas()))
+    (cell,) = re.findall(r'<a class="(cell [^"]*)"[^>]* title="([^"]*)"[^>]*>(.*?)</a>', text)
+    assert cell[0].startswith("cell a1"), "3.0 is the middle one of what has a trusted fit"
+    assert cell[1].endswith("the colour is that of the middle one of 3 of 4 matrices, with α 3.00")
+    assert cell[2] == "<b>4</b>"
+    assert "n matrices share the cell" in text
+
+
+def test_the_caption_says_how_many_healthy_models_and_which_is_left_out():
+    whole = default()
+    assert counted(whole, whole) == f"{len(whole)} healthy models"
+    fewer = whole.but([whole.members[0].name])
+    assert counted(fewer, whole).startswith(f"{len(whole) - 1} healthy models (of the atlas' {len(whole)},")

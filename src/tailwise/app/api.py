@@ -19,6 +19,7 @@ from tailwise.app.pages.models import layer_rows
 from tailwise.app.pages.training import summary_of
 from tailwise.app.workspace import layers as table
 from tailwise.compression.plans.files import to_document
+from tailwise.history.doubted import trusted_alone
 from tailwise.history.store import History
 from tailwise.judging.compare.summary import model_numbers
 from tailwise.report.charts.plan_chart import plan_chart
@@ -239,8 +240,9 @@ def _marks(history: History, run: str) -> Marks:
 
 def series_spec(history: History, run: str, metric: str) -> bytes:
     """A metric over time, by role."""
-    lines, marks = history.series(run, [metric]), _marks(history, run)
-    return encoded(lambda: series_chart(lines, metric, marks, TOKENS))
+    lines, lost, fits = trusted_alone(history, run, history.series(run, [metric]))
+    marks = _marks(history, run)
+    return encoded(lambda: series_chart(lines, metric, marks, TOKENS, (lost, fits)), titled=True)
 
 
 def scalars_spec(history: History, run: str, look: Look, beside: Sequence[str] = ()) -> bytes:

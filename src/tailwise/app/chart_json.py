@@ -128,11 +128,12 @@ def _spec(chart: Chart, view: ChartView) -> bytes:
         return _text(spec_of(chart, view, titled=False))
 
 
-def encoded(draw: Callable[[], Any]) -> bytes:
-    """An Altair chart as JSON, with its datasets and without its title, which the page has."""
+def encoded(draw: Callable[[], Any], *, titled: bool = False) -> bytes:
+    """An Altair chart as JSON, with its datasets; without its title, unless it says what the page has not."""
     with _DRAWING:
         spec = draw().to_dict(validate=False)
-    spec.pop("title", None)
+    if not titled:
+        spec.pop("title", None)
     spec.pop("config", None)  # the page has its own
     spec.setdefault("datasets", {})
     return _text(spec)

@@ -19,12 +19,16 @@ _BUDGET = 0.25  # seconds of reading audits before the list is shown; the rest o
 _LONGER = 5.0  # where the list cannot be made without reading them
 
 
+_WORDS = ("healthy", "no verdict", "needs a look", "unhealthy")  # of health, the worst last
+
+
 class Listing(BaseModel):
     """What is asked of the list."""
 
     q: str = Field("", max_length=200)
     tag: str = Field("", max_length=60)
-    verdict: Literal["", "error", "warning", "info", "good"] = ""
+    # In the words of health; `error` and the like, the highest severity, are in links that were sent before.
+    verdict: Literal["", "healthy", "needs a look", "unhealthy", "no verdict", "error", "warning", "info", "good"] = ""
     sort: Literal["changed", "title", "model", "layers", "alpha", "share_2_4", "worst"] = "changed"
     down: bool = True
     page: int = Field(1, ge=1, le=100_000)
@@ -41,7 +45,8 @@ def listed(context: PageContext, asked: Listing) -> dict[str, Any]:
     unread = sum(one is None for _, one in lines)
     if asked.verdict:
         wanted = None if asked.verdict == "good" else asked.verdict
-        lines = [(entry, one) for entry, one in lines if one is not None and not one.trouble and one.worst == wanted]
+        lines = [(entry, one) for entry, one in lines
+                 if one is not None and not one.trouble and wanted in (one.health, one.worst)]  # fmt: skip
     lines = _sorted(lines, asked)
     pages = max(1, -(-len(lines) // _SIZE))
     page = min(asked.page, pages)
@@ -80,7 +85,8 @@ def _sorted(
         if one is None:
             return None
         if asked.sort == "worst":
-            return (SEVERITIES.index(one.worst) if one.worst in SEVERITIES else -1, one.errors, one.warnings)
+            worst = SEVERITIES.index(one.worst) if one.worst in SEVERITIES else -1
+            return (_WORDS.index(one.health) if one.health in _WORDS else -1, worst, one.errors, one.warnings)
         return getattr(one, asked.sort)
 
     there = [line for line in lines if value(line) is not None]

@@ -53,7 +53,7 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     except Exception:  # whatever one file holds, the list shows the others
         _log.warning("%s cannot be read", entry.path, exc_info=True)
         text = "it cannot be read"
-    in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store) == entry.path
+    in_use = entry.kind == "history" and workspace.store is not None and Path(workspace.store).resolve() == entry.path
     href = "/training" if in_use else _page_of(entry) if ok else ""
     shown = "" if href else command.format(shlex.quote(str(entry.path)))
     return Other(entry.id, entry.title, entry.kind, entry.changed, text, shown, href)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -16,12 +17,13 @@ from tailwise import __version__
 from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.audit import Audit
+from tailwise.audits.trusted import value_of
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import TailwiseError
 from tailwise.core.storage import json_of
 from tailwise.judging.compare.summary import model_numbers
 
-_FORMAT = 3
+_FORMAT = 4
 _SKETCH = 64  # hashes that two audits are compared by
 _log = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ class Overview:
     started: str = ""
     health: str = ""  # healthy, needs a look, unhealthy, no verdict
     why: str = ""
+    fingerprint: str = ""  # of the content of all matrices
     sketch: tuple[str, ...] = ()  # of names and shapes: the smallest of their hashes
+    norms: tuple[float | None, ...] = ()  # log10 ‖W‖² of the same matrices
     trouble: str = ""  # why it could not be read
 
     @property
@@ -82,9 +86,8 @@ class Overviews:
                 return self._known[key]
         try:
             document = json_of((self._folder / f"{key}.json").read_text(encoding="utf-8"))
-            overview = Overview(
-                **{**document, "id": entry.id, "title": entry.title, "sketch": tuple(document["sketch"])}
-            )
+            lists = {name: tuple(document[name]) for name in ("sketch", "norms")}
+            overview = Overview(**{**document, "id": entry.id, "title": entry.title, **lists})
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return self._remember(key, overview)
@@ -114,6 +117,7 @@ class Overviews:
         audit, diagnosis = self._workspace.audit(entry.id), self._workspace.diagnosis(entry.id)
         numbers = model_numbers(audit)
         counts = Counter(finding.severity for finding in diagnosis.findings)
+        sketch = _sketch(audit)
         return Overview(
             entry.id,
             entry.title,
@@ -132,14 +136,18 @@ class Overviews:
             started=audit.provenance.started,
             health=diagnosis.health.word if diagnosis.health else "",
             why=diagnosis.health.why if diagnosis.health else "",
-            sketch=_sketch(audit),
+            fingerprint=audit.provenance.fingerprint,
+            sketch=tuple(sketch),
+            norms=tuple(sketch.values()),
         )
 
 
-def _sketch(audit: Audit) -> tuple[str, ...]:
-    shapes = (f"{layer.row.name} {layer.row.rows}x{layer.row.cols}" for layer in audit)
-    hashes = {hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10] for text in shapes}
-    return tuple(sorted(hashes)[:_SKETCH])
+def _sketch(audit: Audit) -> dict[str, float | None]:
+    """Hash of name and shape → log10 ‖W‖²: the smallest hashes, the same of every audit of such a model."""
+    rows = {f"{layer.row.name} {layer.row.rows}x{layer.row.cols}": layer.row for layer in audit}
+    hashes = {hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]: row for text, row in rows.items()}
+    norms = {key: value_of(hashes[key], "log_norm") for key in sorted(hashes)[:_SKETCH]}
+    return {key: norm if norm is not None and math.isfinite(norm) else None for key, norm in norms.items()}
 
 
 def alike(one: Overview, other: Overview) -> float | None:
@@ -148,6 +156,14 @@ def alike(one: Overview, other: Overview) -> float | None:
         return None
     both = sorted({*one.sketch, *other.sketch})[:_SKETCH]
     return len(set(both) & set(one.sketch) & set(other.sketch)) / len(both)
+
+
+def apart(one: Overview, other: Overview) -> float | None:
+    """How far the weights of two audits are apart: the mean |Δ log10 ‖W‖²| of what both have; None: not known."""
+    own, theirs = (dict(zip(side.sketch, side.norms, strict=True)) for side in (one, other))
+    pairs = [(own[key], theirs[key]) for key in own.keys() & theirs.keys()]
+    gaps = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    return math.fsum(gaps) / len(gaps) if gaps else None
 
 
 def _key(entry: WorkspaceEntry) -> str:

@@ -99,6 +99,19 @@ def mean_alpha_words(audit: Audit) -> str:
     return f"{mean} ({fits - doubted} of {fits} fits trusted)"
 
 
+def bulk_words(audit: Audit) -> str:
+    """`α of 44 of 57 trusted fits describes …` where those of the bulk are most; "" otherwise."""
+    estimator = estimator_of(audit)
+    fits = [row for row in audit.rows if usable(row, "alpha", estimator) is not None]
+    bulk = sum(is_of_bulk(row, estimator) for row in fits)
+    if 2 * bulk <= len(fits):
+        return ""
+    return (
+        f"α of {bulk} of {len(fits)} trusted fits describes the bulk of the spectrum rather than a tail (TW502), so "
+        "the bands of α (“< 2 over-trained” …) say little about them."
+    )
+
+
 def left_out_words(audit: Audit) -> str:
     """`α of 7 of 58 fits is not trusted and left out`; "" where all are."""
     doubted, fits = left_out(audit)

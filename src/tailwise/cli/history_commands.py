@@ -98,12 +98,12 @@ def history(
 
 def _medians(opened: History, run: str, table: Any, metrics: tuple[str, ...]) -> Any:
     """The medians of roles, and of exponents those of trusted fits, with how many are left out said on stderr."""
-    from tailwise.history.doubted import trusted_alone
+    from tailwise.history.doubted import left_out_words, trusted_alone
     from tailwise.report import history as report
 
     table, lost, fits = trusted_alone(opened, run, table)
-    if lost:
-        typer.echo(f"tailwise: {lost} of {fits} fits of alpha are not trusted, and left out of the medians", err=True)
+    if said := left_out_words(lost, fits):
+        typer.echo(f"tailwise: {said}", err=True)
     return report.medians(table, metrics)
 
 

@@ -98,7 +98,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 _LONGEST = 300  # of a name that near ones are looked for
-_LISTED = 100  # names in a message
+_LISTED = 30  # names in a message
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -91,6 +91,8 @@ class Resumed:
 RULES = "alarm_rules"
 #: How a monitor's note begins that says which optimizers train the model.
 OPTIMIZER = "optimizer: "
+#: How the one begins that says which estimator `alpha` is of, where it is not `ks`.
+ESTIMATOR = "estimator: "
 
 
 def no_alarm(point: Point | None) -> str:

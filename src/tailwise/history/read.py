@@ -15,7 +15,7 @@ from tailwise.core.harmless import shortened
 from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import from_line, numbers_from
-from tailwise.history.point import OPTIMIZER, Alarm, Cadence, Point
+from tailwise.history.point import Alarm, Cadence, Point
 from tailwise.history.schema import ALARMS, AUDITS, LAYOUTS, METRICS, POINTS, RUNS, SPOOLS, VECTORS
 from tailwise.history.sql import ColumnElement, Connection, Row, func, select
 from tailwise.history.vectors import NO_LAYERS, VectorLayout, unpacked
@@ -254,12 +254,12 @@ def metrics(connection: Connection, run: str) -> list[str]:
     )
 
 
-def optimizer(connection: Connection, run: str) -> str:
-    """What the latest note of a run says of its optimizers."""
-    mine = (POINTS.c.run_id == known_run(connection, run)) & POINTS.c.notes.like(f"%{OPTIMIZER}%")
+def noted(connection: Connection, run: str, begins: str) -> str:
+    """What the latest note of a run says that begins so; "" where there is none."""
+    mine = (POINTS.c.run_id == known_run(connection, run)) & POINTS.c.notes.like(f"%{begins}%")
     text = connection.execute(select(POINTS.c.notes).where(mine).order_by(POINTS.c.step.desc())).scalar()
-    notes = [note for note in json_of(text or "[]") if note.startswith(OPTIMIZER)]
-    return str(notes[-1]).removeprefix(OPTIMIZER) if notes else ""
+    notes = [note for note in json_of(text or "[]") if note.startswith(begins)]
+    return str(notes[-1]).removeprefix(begins) if notes else ""
 
 
 def spool_lines(connection: Connection, spool: str) -> int:

@@ -19,7 +19,7 @@ from tailwise.history.branch import put_resumed
 from tailwise.history.connect import connect, is_url, plain, reading, shown, store_errors, writing
 from tailwise.history.export import export_parquet
 from tailwise.history.migrate import bring_up_to_date
-from tailwise.history.point import Alarm, Cadence, Point, Resumed, no_alarm
+from tailwise.history.point import ESTIMATOR, OPTIMIZER, Alarm, Cadence, Point, Resumed, no_alarm
 from tailwise.history.prune import Retention
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary, Steps
 from tailwise.history.series import Layers, scalars, series
@@ -223,7 +223,12 @@ class History:
     def optimizer(self, run: str) -> str:
         """Names of the optimizers that train a run, such as `Muon, AdamW`; "" where its monitor was not told."""
         with reading(self._engine, self.where) as connection:
-            return read.optimizer(connection, run)
+            return read.noted(connection, run, OPTIMIZER)
+
+    def estimator(self, run: str) -> str:
+        """The estimator of `alpha` in the points of a run's monitor: `ks` unless they say otherwise."""
+        with reading(self._engine, self.where) as connection:
+            return read.noted(connection, run, ESTIMATOR) or "ks"
 
     def no_alarm(self, run: str | None = None) -> str:
         """What it means that a run (or all of them) has no alarm: whether rules looked at it."""

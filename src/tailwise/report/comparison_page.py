@@ -84,7 +84,8 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
 def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
     """Every table of a comparison; the longest has at most `rows` lines, 0 for all."""
     yield _grid("model", ("", "before", "after", "change"), tuple(
-        (_TITLES[name], _number(delta.before, 3), _number(delta.after, 3), _signed(delta.change, 3))
+        (_TITLES[name], *(_number(side, 0 if name in _COUNTS else 3) for side in (delta.before, delta.after)),
+         _signed(delta.change, 0 if name in _COUNTS else 3))
         for name, delta in comparison.summary.items()
     ))  # fmt: skip
     if comparison.roles:

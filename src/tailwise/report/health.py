@@ -25,8 +25,10 @@ def line(health: Health) -> Text:
 def terminal(health: Health, path: str) -> RenderableType:
     """The line, the worst layers with their reasons, and the next command."""
     parts: list[RenderableType] = [line(health)]
+    if health.worst:
+        parts.append(Text(health.worst_words, style="dim"))
     for item in health.worst:
-        more = f" (and {item.more} more)" if item.more else ""
+        more = f" ({item.beside})" if item.more else ""
         said = Text.assemble((item.layer, "bold"), f"  {item.code}  {item.reason}{more}")
         parts.append(Padding(said, (0, 0, 0, 2)))
         if item.stands:
@@ -38,6 +40,7 @@ def terminal(health: Health, path: str) -> RenderableType:
 def markdown(health: Health, path: str) -> list[str]:
     """The same for an issue or a wiki."""
     lines = [f"**{health.word.capitalize()}**: {health.why}", ""]
+    lines += [health.worst_words, ""] if health.worst else []
     lines += [f"- {as_code(item.layer)} ({item.code}): {item.reason}" for item in health.worst]
     return [*lines, *([""] if health.worst else []), f"Next: `{health.next_for(path)}`", ""]
 
@@ -46,14 +49,19 @@ def _stands(item: WorstLayer) -> str:
     return f' <span class="quiet">{escape(item.stands)}</span>' if item.stands else ""
 
 
+def _beside(item: WorstLayer) -> str:
+    return f' <span class="quiet">({escape(item.beside)})</span>' if item.more else ""
+
+
 def html(health: Health, path: str, link: Callable[[str], str]) -> str:
     """The line, the worst layers and the next command, for a page; `link` makes HTML of a layer's name."""
     worst = "".join(
-        f"<li>{link(item.layer).rstrip()}: {escape(item.reason)}{_stands(item)}</li>" for item in health.worst
+        f"<li>{link(item.layer).rstrip()}: {escape(item.reason)}{_stands(item)}{_beside(item)}</li>"
+        for item in health.worst
     )
     return (
         f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {escape(health.why)}</p>'
-        + (f'<ol class="worst">{worst}</ol>' if worst else "")
+        + (f'<p class="quiet">{escape(health.worst_words)}</p><ol class="worst">{worst}</ol>' if worst else "")
         + _next(health, path)
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.audits.trusted import bulk_words
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.judging.compare.conclusion import conclusion
@@ -131,10 +132,18 @@ class _ReportPage:
             figures = [(chart, view, chart.name) for chart in charts if chart.family == family]
             if family == "heat":
                 figures = self._heat_maps(figures[0][0])
-            sections.append((family, _FAMILIES.get(family, family), self._figures(figures)))
+            sections.append((family, _FAMILIES.get(family, family), self._of_bulk(family) + self._figures(figures)))
         if view.base is not None:
             sections.append(("base", _FAMILIES["base"], self._against_base()))
         return sections
+
+    def _of_bulk(self, family: str) -> str:
+        """Above charts with bands: that α is of the bulk in most fits."""
+        if family not in ("alpha", "heat", "several"):
+            return ""
+        said = {name: bulk_words(one) for name, one in zip(self._view.names, self._view.audits, strict=True)}
+        lines = [(f"{name}: " if len(said) > 1 else "") + words for name, words in said.items() if words]
+        return "".join(f'<p class="quiet">{escape(line)}</p>' for line in lines)
 
     def _heat_maps(self, chart: Chart) -> list[tuple[Chart, ChartView, str]]:
         view = self._view

@@ -5,6 +5,7 @@ One piece of HTML for the app and for the offline report: it needs no script, an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,13 +13,14 @@ from html import escape
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import estimator_of, usable, value_of
-from tailwise.judging.diagnosis.atlas import Atlas, default, depths
+from tailwise.judging.diagnosis.atlas import Atlas, counted, default, depths
 from tailwise.judging.diagnosis.finding import Diagnosis
 
 #: The attributes of a link to the layers of these names.
 To = Callable[[Sequence[LayerRow]], str]
 
 _BANDS = (2.0, 4.0, 6.0)  # of alpha: the HT-SR bands
+_UNTRUSTED = "a-"  # the class of a cell without a trusted fit
 _MANY = 3000  # matrices, from which on a map has two ways to colour
 _FEW = 3  # matrices of one cell that are named
 
@@ -36,8 +38,10 @@ class Paint:
 
 def paints(audit: Audit, atlas: Atlas | None = None) -> list[Paint]:
     """The ways to colour an audit: by its place among healthy models where enough are known, and by α."""
-    others = (default() if atlas is None else atlas).without(audit)
-    made = [_of_atlas(audit, others, metric, title) for metric, title in _TOLD.items()]
+    whole = default() if atlas is None else atlas
+    others = whole.without(audit)
+    among = counted(others, whole)
+    made = [_of_atlas(audit, others, metric, among) for metric in _TOLD]
     paints_ = [paint for paint in made if paint.colors]
     return [*paints_, *([_of_alpha(audit)] if any("alpha" in layer.row.metrics for layer in audit) else [])]
 
@@ -46,17 +50,29 @@ _TOLD = {"effective_rank": "effective rank", "stable_rank": "stable rank"}
 _STEPS = (0.02, 0.1, 0.35, 0.65, 0.9, 0.98)
 
 
-def _of_atlas(audit: Audit, others: Atlas, metric: str, title: str) -> Paint:
-    place, colors = depths(audit.rows), {}
+def _of_atlas(audit: Audit, others: Atlas, metric: str, among: str) -> Paint:
+    place, colors, title = depths(audit.rows), {}, _TOLD[metric]
     for layer in audit:
         standing = others.standing(layer.row, metric, place[layer.row.name])
         if standing is not None:
             step = sum(standing.below > bound for bound in _STEPS)
             colors[layer.row.name] = (f"p{step}", str(standing))
-    legend = (("p0", "below 98 % of healthy ones"), ("p1", ""), ("p2", ""), ("p3", "in the middle"), ("p4", ""),
-              ("p5", ""), ("p6", "above 98 %"))  # fmt: skip
-    caption = f"Colour: where the {title}, against noise of the shape, lies among {len(others)} healthy models."
-    return Paint(metric, f"{title} among healthy models", caption, colors, legend)
+    caption = (
+        f"Colour: whether the {title}, relative to noise of the shape, is low or high among matrices of the same kind "
+        f"in {among}. Neither end is a fault by itself."
+    )
+    return Paint(metric, f"{title} among healthy models", caption, colors, _OF_PLACES)
+
+
+_OF_PLACES = (
+    ("p0", "lower than in 98 % of healthy ones"),
+    ("p1", "than in 90 %"),
+    ("p2", "than in 65 %"),
+    ("p3", "in the middle"),
+    ("p4", "higher than in 65 %"),
+    ("p5", "than in 90 %"),
+    ("p6", "than in 98 % of healthy ones"),
+)
 
 
 def _of_alpha(audit: Audit) -> Paint:
@@ -66,7 +82,7 @@ def _of_alpha(audit: Audit) -> Paint:
         shown = value_of(row, "alpha")
         if alpha is None:
             words = "no exponent" if shown is None else f"α {shown:.2f}, of a fit that is not trusted"
-            colors[row.name] = ("a-", words)
+            colors[row.name] = (_UNTRUSTED, words)
         else:
             band = f"a{sum(alpha >= bound for bound in _BANDS)}" if kind == "ks" else "a1"
             colors[row.name] = (band, f"α {alpha:.2f}")
@@ -75,10 +91,10 @@ def _of_alpha(audit: Audit) -> Paint:
         ("a1", "2 to 4"),
         ("a2", "4 to 6"),
         ("a3", "above 6"),
-        ("a-", "no trusted fit"),
+        (_UNTRUSTED, "no trusted fit"),
     )
     if kind != "ks":
-        legend = (("a1", "a trusted fit"), ("a-", "no trusted fit"))
+        legend = (("a1", "a trusted fit"), (_UNTRUSTED, "no trusted fit"))
     caption = "Colour: α of trusted fits, in the bands of HT-SR. Roles differ; compare along a row."
     return Paint("alpha", "α", caption, colors, legend)
 
@@ -102,8 +118,8 @@ def layer_map(audit: Audit, diagnosis: Diagnosis, to: To, atlas: Atlas | None = 
     )
     maps = "".join(
         f'<div class="map map-{way.key}">{_grid(way, rows, (blocks, roles), named, to)}'
-        f'{_outside(way, outside, named, to)}<p class="quiet">{escape(way.caption)} A ring: a finding names it.</p>'
-        f"{_legend(way)}</div>"
+        f'{_outside(way, outside, named, to)}<p class="quiet">{escape(way.caption)}</p>'
+        f"{_legend(way, _also(way, rows, named))}</div>"
         for way in ways
     )
     return f'<div class="maps">{choice}{maps}</div>'
@@ -151,24 +167,53 @@ _MOST = 40
 
 
 def _cell(way: Paint, rows: Sequence[LayerRow], named: Mapping[str, str], to: To) -> str:
-    """One place of the map; of several matrices, the colour in their middle."""
+    """One place of the map; of several matrices, the colour in their middle, and how many they are."""
     if not rows:
         return ""
     names = [row.name for row in rows]
-    known = sorted((name for name in names if name in way.colors), key=lambda name: way.colors[name][0])
-    middle = known[len(known) // 2] if known else ""
-    color = way.colors[middle][0] if middle else "none"
+    color, says = _shown(way, names)
     severities = {named[name] for name in names if name in named}
     mark = " hit-error" if "error" in severities else " hit-warning" if severities else ""
     shown = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
-    says = way.colors[middle][1] if middle else "too few healthy models to compare with"
     title = escape(f"{shown}: {says}", quote=True)
-    return f'<a class="cell {color}{mark}" {to(rows)} title="{title}" aria-label="{title}"></a>'
+    many = "" if len(names) == 1 else f"<b>{len(names)}</b>" if len(names) < _NO_ROOM else "<b>+</b>"
+    return f'<a class="cell {color}{mark}" {to(rows)} title="{title}" aria-label="{title}">{many}</a>'
 
 
-def _legend(way: Paint) -> str:
-    items = "".join(
-        f'<span class="cell {color}"></span>{f"<span>{escape(words)}</span>" if words else ""}'
-        for color, words in way.legend
-    )
-    return f'<p class="legend">{items}</p>'
+_NO_ROOM = 1000  # matrices, whose number a cell has no room for
+
+
+def _shown(way: Paint, names: Sequence[str]) -> tuple[str, str]:
+    """The class and the words of a cell: of several matrices, those of the middle one among what has a number."""
+    known = [way.colors[name] for name in names if name in way.colors]
+    numbers = sorted((item for item in known if item[0] != _UNTRUSTED), key=lambda item: item[0])
+    chosen = numbers or known
+    if not chosen:
+        return "none", "too few healthy models to compare with"
+    color, says = chosen[len(chosen) // 2]
+    if len(names) == 1:
+        return color, says
+    of = f"{len(numbers)} of {len(names)} matrices" if len(numbers) < len(names) else f"{len(names)} matrices"
+    return color, f"the colour is that of the middle one of {of if numbers else len(names)}, with {says}"
+
+
+def _also(way: Paint, rows: Sequence[LayerRow], named: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Class, text and words of what a map shows beside the colours: rings, cells of several matrices, and no colour."""
+    severities = {named[row.name] for row in rows if row.name in named}
+    places = Counter((row.role, row.block) for row in rows if row.block is not None)
+    found = [("plain hit-error", "", "ring: an error names it")] if "error" in severities else []
+    found += [("plain hit-warning", "", "ring: a warning names it")] if severities - {"error"} else []
+    most = max(places.values(), default=0)
+    if most > 1:
+        found.append(("plain", "<b>n</b>", "n matrices share the cell: the colour of the middle one, rings of any"))
+    if any(row.name not in way.colors for row in rows):
+        found.append(("none", "", "fewer than five healthy models to compare with"))
+    return found
+
+
+def _legend(way: Paint, also: Sequence[tuple[str, str, str]]) -> str:
+    colors = "".join(f'<span class="key"><span class="cell {color}"></span>{escape(words)}</span>'
+                     for color, words in way.legend)  # fmt: skip
+    marks = "".join(f'<span class="key"><span class="cell {kind}">{text}</span>{escape(words)}</span>'
+                    for kind, text, words in also)  # fmt: skip
+    return f'<p class="legend">{colors}</p>' + (f'<p class="legend">{marks}</p>' if marks else "")

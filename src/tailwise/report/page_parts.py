@@ -12,7 +12,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import mean_alpha_words
 from tailwise.core.recipe import Recipe
 from tailwise.judging.diagnosis.finding import Diagnosis, Finding
-from tailwise.judging.diagnosis.wording import count
+from tailwise.judging.diagnosis.wording import count, verb
 from tailwise.report.charts.chart import Chart, Guidance
 from tailwise.report.findings_view import OTHER_SIGNS, not_evaluated
 from tailwise.spectrum.metrics.metric import METRICS
@@ -87,7 +87,8 @@ def findings(diagnosis: Diagnosis, link: Link) -> str:
     noted = [_finding(item, link) for item in diagnosis.findings if item.noted]
     body = "".join(_finding(item, link) for item in diagnosis.findings if not item.noted)
     if noted:
-        body += fold(f"{len(noted)} observations that are only noted", "".join(noted))
+        said = f"{count(len(noted), 'observation')} that {verb(len(noted), 'is', 'are')} only noted"
+        body += fold(said, "".join(noted))
     if not diagnosis.findings:
         none = f"None of the {len(diagnosis.looked)} rules that could look found anything."
         body = f'<div class="finding good"><p>{none}</p></div>'

@@ -10,6 +10,7 @@ import math
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -47,6 +48,14 @@ def doubt_of_tail(k: float, distance: float | None, *, searched: bool) -> str:
     if searched and distance is not None and distance > bound:
         return f"D {distance:.3f} is above {bound:.3f}, which 95 % of power laws with {k:.0f} values do not exceed"
     return ""
+
+
+def poor_tails(tails: NDArray[np.float64], distances: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """`doubt_of_tail` of many tails, as truth: k and D of each, NaN where it is not known or D says nothing."""
+    known = np.where(np.isfinite(tails), np.maximum(tails, 1.0), np.inf)
+    bounds = np.interp(np.log(known), _LOG_K, _SCALED) / np.sqrt(known)
+    poor: NDArray[np.bool_] = (tails < N_MIN - 0.5) | (np.isfinite(tails) & (distances > bounds))
+    return poor
 
 
 def is_noise(z: float | None, ratio: float | None, m: int) -> bool:

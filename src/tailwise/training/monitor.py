@@ -16,7 +16,7 @@ from tailwise.audits.prepare import Selection, check_estimators
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.core.validation import shown
-from tailwise.history.point import OPTIMIZER, RULES, Alarm, Resumed
+from tailwise.history.point import ESTIMATOR, OPTIMIZER, RULES, Alarm, Resumed
 from tailwise.history.writer import open_writer
 from tailwise.spectrum.metrics.facts import completed
 from tailwise.training.alarms import Alarms
@@ -105,6 +105,7 @@ class Monitor:
         self._ranks = Ranks(self._live.tensors())
         names = optimizer_names(options.optimizer)
         self._notes: list[str] = [f"{OPTIMIZER}{names}"] if names else []
+        self._notes += [] if options.estimator == "ks" else [f"{ESTIMATOR}{options.estimator}"]
         self._off = self._closed = False
         self._prepared, self._preparing = False, 0.0  # whether weights were kept for the next one, and the time it took
         self._build(recipe, history, on_alarm)

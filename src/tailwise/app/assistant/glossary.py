@@ -35,6 +35,11 @@ TERMS: Mapping[str, Term] = {
         Term("bands", "The HT-SR bands of alpha: 2 to 4 well fitted, 4 to 6 weakly heavy-tailed, above 6 "
              "under-trained, below 2 over-trained or memorising. They hold for the ks estimator and a good fit "
              "(small D) only; a poor fit is no verdict.", "Martin, Peng & Mahoney 2021"),
+        Term("trusted fit", "A power law that may be read: of 50 eigenvalues and a tail of ten or more, near to the "
+             "fitted law, and heavier than noise of the shape. Means, verdicts and charts of alpha count these alone; "
+             "the others are drawn hollow.", "docs/definitions.md"),
+        Term("atlas", "Numbers of published healthy models, by role, shape, size and depth: what a layer is held "
+             "against. That it is lower or higher than most is no fault by itself.", "docs/cluster.md"),
         Term("baseline", "The same estimator on Gaussian matrices of the same shape. alpha of pure noise depends on "
              "the shape, so a distance to noise (the z columns) carries from shape to shape and a fixed threshold does "
              "not.",
@@ -67,6 +72,7 @@ ALIASES: Mapping[str, str] = {
     "frobenius norm": "log_norm", "xmin": "lambda_min", "htsr": "HT-SR", "ht sr": "HT-SR", "heavy tail": "tail",
     "heavy tails": "tail", "heavy-tailed": "tail", "power law": "tail", "spectrum": "ESD", "esd": "ESD",
     "marchenko-pastur": "bulk", "marchenko pastur": "bulk", "mp": "bulk", "noise baseline": "baseline",
+    "trusted fits": "trusted fit",
     "band": "bands", "depth curse": "TW101", "curse of depth": "TW101", "rank collapse": "TW301",
     "under-training": "TW203", "undertrained": "TW203", "under-trained": "TW203", "over-training": "TW204",
     "overtrained": "TW204", "over-trained": "TW204", "overfitting": "TW204", "isotropy": "TW303",

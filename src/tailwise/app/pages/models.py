@@ -9,16 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from tailwise.app.bases import bases_of
 from tailwise.app.chart_json import FAMILIES, HEATS, ChartPlace, chart_named, families, needs, view_of
 from tailwise.app.layer_tables import Columns, chosen_columns, exported
 from tailwise.app.lists import Listing, listed
-from tailwise.app.overviews import alike
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
-from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.audits.rows import LayerRow
-from tailwise.audits.trusted import mean_alpha_words
+from tailwise.audits.trusted import bulk_words, doubt, estimator_of, mean_alpha_words
 from tailwise.core.errors import UsageError
 from tailwise.judging.diagnosis.finding import Diagnosis
 from tailwise.judging.diagnosis.verdict import standings
@@ -65,7 +64,8 @@ def model(request: Request, context: Given, audit: str, family: str = "alpha") -
         "area": "Models", "entry": entry, "audit": measured, "diagnosis": diagnosis, "tags": context.tags.of(entry),
         "overview": context.overviews.of(entry), "families": {name: FAMILIES.get(name, name) for name in known},
         "family": family, "places": _places(context, audit, family) if len(measured) else [],
-        "numbers": measured.summary(), "mean_alpha": mean_alpha_words(measured), "others": bases_of(context, audit),
+        "of_bulk": bulk_words(measured) if family in ("alpha", "heat") else "",
+        "numbers": measured.summary(), "mean_alpha": mean_alpha_words(measured), "bases": bases_of(context, audit),
     }  # fmt: skip
     return context.pages.page(request, "model.html", values)
 
@@ -80,21 +80,6 @@ def _to(audit: str) -> Callable[[Sequence[LayerRow]], str]:
         return f'href="{escape(href, quote=True)}"'
 
     return attributes
-
-
-def bases_of(context: PageContext, audit: str) -> list[tuple[WorkspaceEntry, str]]:
-    """The other audits, the one that fits best first, with how much of it fits where that is known."""
-    own = context.overviews.of(context.workspace.entry(audit))
-    fits: list[tuple[float, WorkspaceEntry, str]] = []
-    for entry in context.workspace.entries("audit"):
-        other = context.overviews.ready(entry) if entry.id != audit else None
-        if entry.id == audit or (other is not None and other.trouble):
-            continue
-        share = None if other is None else alike(own, other)
-        says = "" if share is None else f"{share:.0%} of the matrices match" if share else "nothing matches"
-        fits.append((share or 0.0, entry, says))
-    fits.sort(key=lambda item: -item[0])
-    return [(entry, says) for _, entry, says in fits]
 
 
 def _places(context: PageContext, audit: str, family: str) -> list[ChartPlace]:
@@ -174,6 +159,7 @@ def layer(request: Request, context: Given, audit: str, name: str) -> HTMLRespon
     values = {
         "area": "Models", "entry": context.workspace.entry(audit), "audit": measured, "row": row,
         "places": [ChartPlace(one, source.replace("{}", one.name), one.title) for one in charts],
+        "doubt": doubt(row, estimator_of(measured)) if "alpha" in row.metrics else "",
         "findings": diagnosis.of(row.name), "metrics": METRICS, "shown": shown,
         "standings": standings(measured, row.name) if row.measured else (),
         "before": names[at - 1] if at else None, "after": names[at + 1] if at + 1 < len(names) else None,

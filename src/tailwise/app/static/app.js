@@ -61,7 +61,16 @@
       if (Math.abs(target.dataset.width - target.clientWidth) > 8) show(target);
     }), 200);
   });
-  addEventListener("beforeprint", () => all(".chart:not([data-shown])").forEach((target) => show(target)));
+  let before = null;
+  addEventListener("beforeprint", () => { before = theme; apply("light"); all(".chart[data-source]").forEach((target) => show(target)); });
+  addEventListener("afterprint", () => { if (before) { apply(before); before = null; redraw(); } });
+  // One after the other in idle time: what printing would have to fetch first came too late.
+  let idle = 0;
+  const later = (after = 50) => { clearTimeout(idle); idle = setTimeout(() => (window.requestIdleCallback || setTimeout)(rest), after); };
+  const rest = async () => {
+    const target = document.hidden ? null : $(".chart[data-source]:not([data-shown])");
+    if (target) { await show(target); later(); }
+  };
 
   // ---- what the server tells by itself
   // A browser opens six connections to a server, for all its tabs together: those that nobody sees hold none.
@@ -103,12 +112,13 @@
     all(".chart[data-source]", root).forEach((target) => seen.observe(target));
     all("[data-events]", root).forEach((element) => listen(element));
     if (root.matches?.("[data-events]")) listen(root);
+    later(1500);
   };
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document);
   const attend = () => {
     if (document.hidden) [...streams.keys()].forEach(hush);
-    else all("[data-events]").forEach((element) => listen(element, true));
+    else { all("[data-events]").forEach((element) => listen(element, true)); later(); }
   };
   document.addEventListener("visibilitychange", attend);
   addEventListener("pagehide", () => [...streams.keys()].forEach(hush));

@@ -54,7 +54,7 @@ def plan_prune(audit: Audit, request: Request) -> Plan:
     >>> audit = tw.audit(weights, use_cache=False)
     >>> plan = tw.plans.plan_prune(audit, tw.plans.Request(sparsity=0.5, allocator="uniform"))
     >>> plan
-    Plan('dict': prune, magnitude, uniform; 3 tensors, sparsity 0.500000)
+    Plan('dict': prune, magnitude, uniform; 3 tensors, sparsity 0.5)
     """
     operator, pattern, budget = operator_of(request.operator), request.parsed_pattern, request.budget
     method = ALLOCATORS[request.allocator]

@@ -37,7 +37,7 @@ class Plan(Entries):
         """What the entries come to."""
         if self.is_both:
             return " and ".join(part.amount_words for part in self.parts)
-        return f"{mean_bits(self):.6f} bits per weight" if self.quantizes else f"sparsity {self.sparsity:.6f}"
+        return f"{mean_bits(self):.6g} bits per weight" if self.quantizes else f"sparsity {self.sparsity:.6g}"
 
     def part(self, kind: Part) -> Plan:
         """Of a plan that does both: what it says of one of the two."""

@@ -253,8 +253,8 @@ def _left_out(layers: Sequence[LayerDelta], pairs: Sequence[Pair], names: Sequen
     doubted = sum(not layer.trusted for layer in layers if not layer.identical)
     if doubted and OF_FIT & set(names):
         yield (
-            f"alpha of {doubted} of {len(layers)} layers is not trusted on one side or both: shown, and left out of "
-            "the medians of roles"
+            f"the fit of alpha is poor on one side or both in {doubted} of {len(layers)} matrices: shown, and left out "
+            "of the medians of roles"
         )
     for name in ("alpha_hill",):
         lost = sum((value_of(one, name) is None) != (value_of(other, name) is None) for one, other in pairs)

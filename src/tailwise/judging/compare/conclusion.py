@@ -50,8 +50,8 @@ def _of_those_that_moved(comparison: Comparison, moved: list[LayerDelta]) -> str
     if 2 * bulk > len(fits):
         return (
             f"No verdict: {len(moved)} of {_matrices(of)} moved beyond their error, but alpha describes the bulk "
-            f"rather than a tail in {bulk} of {len(fits)} trusted fits (TW502), so none is called better or "
-            f"worse{lost}."
+            f"rather than a tail (TW502) in {bulk} of the {len(fits)} with a good fit on both sides, so none is called "
+            f"better or worse{lost}."
         )
     counts = Counter(direction(layer) for layer in moved)
     counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]

@@ -67,9 +67,16 @@ class Standing:
     among: str  # "attn_v of 50–200 eigenvalues, 1:2–1:4, in the first third"
 
     def __str__(self) -> str:
-        side = f"above {self.below:.0%}" if self.below > 0.5 else f"below {1 - self.below:.0%}"
+        high = self.below > 0.5
+        side = f"{'higher' if high else 'lower'} than in {_percent(self.below if high else 1 - self.below)}"
         title = _TITLES.get(self.metric, self.metric)
-        return f"{title} {side} of {self.matrices:,} healthy {self.among} ({self.models} models)"
+        of = f"{self.matrices:,} matri{'x' if self.matrices == 1 else 'ces'} of {self.models} models"
+        return f"{title} {side} healthy {self.among} ({of})"
+
+
+def _percent(share: float) -> str:
+    """`98 % of`; `99 % of` what is all but a few."""
+    return "all" if share == 1 else f"{100 * min(share, 0.99):.0f} % of"
 
 
 _TITLES = {"effective_rank": "effective rank", "stable_rank": "stable rank", "alpha_hill": "alpha_hill"}
@@ -136,6 +143,13 @@ class Atlas(Brief):
 
     def __repr__(self) -> str:
         return f"Atlas({self.name!r}, {len(self)} models)"
+
+
+def counted(others: Atlas, whole: Atlas) -> str:
+    """`33 healthy models`; of an atlas that has the audited model too, how many are left."""
+    if len(others) == len(whole):
+        return f"{len(whole)} healthy models"
+    return f"{len(others)} healthy models (of the atlas' {len(whole)}, what shares weights with this one is left out)"
 
 
 def number_of(row: LayerRow, metric: str) -> float | None:

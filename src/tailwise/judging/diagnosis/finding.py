@@ -90,6 +90,11 @@ class WorstLayer:
     more: int = 0  # other findings on it
     stands: str = ""  # where it stands among healthy models
 
+    @property
+    def beside(self) -> str:
+        """`and 2 more findings`; "" where there is one alone."""
+        return f"and {self.more} more finding{'' if self.more == 1 else 's'}" if self.more else ""
+
 
 @dataclass(frozen=True, repr=False)
 class Health(Brief):
@@ -99,10 +104,18 @@ class Health(Brief):
     why: str  # one sentence
     worst: tuple[WorstLayer, ...]  # five at most, worst first
     next: str  # a command; AUDIT stands for the audit's file
+    named: int = 0  # layers that warnings and errors name, of which `worst` are the worst
 
     def next_for(self, path: str) -> str:
         """The next command, of an audit at `path`."""
         return self.next.replace("AUDIT", path if re.fullmatch(r"[\w./:@+-]+", path) else f"'{path}'")
+
+    @property
+    def worst_words(self) -> str:
+        """What the layers are that are named: `The worst 5 of the 12 matrices that findings name:`."""
+        if self.named > len(self.worst):
+            return f"The worst {len(self.worst)} of the {self.named} matrices that findings name:"
+        return "The matrix that findings name:" if len(self.worst) == 1 else "The matrices that findings name:"
 
     @property
     def line(self) -> str:
@@ -116,7 +129,8 @@ class Health(Brief):
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Health:
         """What `to_json` gave."""
-        return Health(data["word"], data["why"], tuple(WorstLayer(**item) for item in data["worst"]), data["next"])
+        return Health(data["word"], data["why"], tuple(WorstLayer(**item) for item in data["worst"]), data["next"],
+                      data.get("named", 0))  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)

@@ -337,7 +337,7 @@ def _isotropic(case: Case, rows: list[LayerRow], tested: list[LayerRow], severit
     bound = case.limit("isotropy_share")
     evidence = tuple(
         Evidence(row.name, "singular_entropy", value(row, "singular_entropy"), bound,
-                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; bulk z {bulk_z(row):.1f}; "
+                 f"{entropy_in_words(row, share_of_noise_rank(row))} ≥ {bound:.0%}; bulk z {bulk_z(row):z.1f}; "
                  f"{alpha_in_words(row)}{rounding_in_words(row)}")
         for row in rows
     )  # fmt: skip

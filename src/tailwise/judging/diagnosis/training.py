@@ -177,8 +177,8 @@ def entries_in_no_order(case: Case) -> Verdict:
 
 def _noise_evidence(case: Case, row: LayerRow) -> Evidence:
     entropy, spikes, bound = value(row, "singular_entropy_z"), int(value(row, "num_spikes")), bound_on_z(case, row)
-    says = f"{alpha_in_words(row)}, singular_entropy z {entropy:.1f}, both within ±{bound:.1f}; "
-    says += f"bulk z {bulk_z(row):.1f} ≤ {case.limit('noise_mp_z'):g}; "
+    says = f"{alpha_in_words(row)}, singular_entropy z {entropy:z.1f}, both within ±{bound:.1f}; "
+    says += f"bulk z {bulk_z(row):z.1f} ≤ {case.limit('noise_mp_z'):g}; "
     says += f"{count(spikes, 'eigenvalue')} above the edge of noise{noise_in_health(case, row)}{rounding_in_words(row)}"
     return Evidence(row.name, "alpha_hill_z", value(row, "alpha_hill_z"), bound, says)
 

@@ -29,6 +29,8 @@ _OF_CHANGE = (
 def health_of(audit: Audit, diagnosis: Diagnosis, others: Atlas | None = None) -> Health:
     """The verdict on an audited model. `others`: healthy models, this one not among them."""
     found = _health(audit, diagnosis, others)
+    named = {name for item in diagnosis.findings if not item.noted for name in item.layers}
+    found = replace(found, named=len(named))
     return replace(found, why=found.why + _OF_CHANGE) if adapter_mode(audit) == "delta" else found
 
 

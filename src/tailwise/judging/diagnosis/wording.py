@@ -78,5 +78,5 @@ def _noise(row: LayerRow, name: str) -> str:
     if not has(row, f"{name}_baseline"):
         return ""
     spread = f" ± {value(row, f'{name}_baseline_sd'):.2f}" if has(row, f"{name}_baseline_sd") else ""
-    score = f", z {value(row, f'{name}_z'):.1f}" if has(row, f"{name}_z") else ""
+    score = f", z {value(row, f'{name}_z'):z.1f}" if has(row, f"{name}_z") else ""
     return f" (noise of this shape {value(row, f'{name}_baseline'):.2f}{spread}{score})"

@@ -49,8 +49,9 @@ def heatmap(view: ChartView) -> Any:
         if not banded:
             ink = alt.condition("datum.share > 0.5", alt.value(view.palette["paper"]), ink)
         text = alt.Text("value:Q", format=".3~g")
+        known = cells.transform_filter("isValid(datum.value)")  # what has none would be written as "null"
         layers.append(
-            cells.mark_text(fontSize=10).encode(x=alt.X("place:Q", scale=x["scale"]), y=y, text=text, color=ink)
+            known.mark_text(fontSize=10).encode(x=alt.X("place:Q", scale=x["scale"]), y=y, text=text, color=ink)
         )
     return alt.layer(*layers).properties(width=view.width - 60, height=24 * len(roles))
 

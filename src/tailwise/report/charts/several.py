@@ -70,7 +70,7 @@ def _means(
             count = f" ({len(found)} of {len(own)} layers)" if band is not None else ""
             count = f" ({len(found)} of {len(fits)} fits trusted)" if of_fit and band is None else count
             rows.append({"model": name, "mean": rounded(mean), "low": rounded(float(low)),
-                         "high": rounded(float(high)), "layers": len(found), "says": f"{mean:.3g}{count}"})  # fmt: skip
+                         "high": rounded(float(high)), "layers": len(found), "says": _three(mean) + count})  # fmt: skip
         elif of_fit and fits:
             why = f" and within {band[0]:g} to {band[1]:g}" if band is not None else ""
             rows.append({"model": name, "says": f"no verdict: 0 of {len(fits)} fits trusted{why}"})
@@ -226,3 +226,8 @@ def models_rd(view: ChartView) -> Any:
 def models_traps(view: ChartView) -> Any:
     """Mean traps per model."""
     return _means(view, "num_traps", "traps per layer")
+
+
+def _three(number: float) -> str:
+    """Three digits, zeros at the end kept from one to ten: a mean of 2.00 is no count."""
+    return f"{number:.2f}" if 1 <= abs(number) < 10 else f"{number:.3g}"

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError
+from tailwise.history.doubted import left_out_words
 from tailwise.report.charts.data import ordered, rounded
 from tailwise.report.theme import SHAPES, Palette, group_of, role_color
 
@@ -25,17 +26,18 @@ _MOST_LINES, _MOST_POINTS = 400, 12_000  # layers with a line of their own, and 
 _SEVERITY = {"error": "worse", "warning": "contrast", "note": "muted", "info": "muted"}
 
 
-def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -> Any:
+def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette, fits: tuple[int, int] = (0, 0)) -> Any:
     """The median of every role as a line, the middle half of its layers as a band, and alarms as dashed rules.
 
-    Every layer has a line of its own, which shows where the pointer is. `table` is what `History.series` gives.
-    `UsageError` where there is nothing to draw.
+    Every layer has a line of its own, which shows where the pointer is. `table` is what `History.series` gives, without
+    the exponents that are not trusted; `fits`: how many those are, and of how many (`history.doubted`), which the chart
+    says. `UsageError` where there is nothing to draw.
     """
     import altair as alt
 
-    rows = _quantiles(table, metric)
+    rows, (lost, of) = _quantiles(table, metric), fits
     if not rows:
-        raise UsageError(f"the run has no {metric}")
+        raise UsageError(f"no verdict (0 of {of} fits trusted)" if lost else f"the run has no {metric}")
     roles = ordered((row["role"] for row in rows), tuple(ROLES))
     colors = alt.Scale(domain=roles, range=[role_color(role, palette) for role in roles])
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
@@ -59,6 +61,12 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette) -
     if own:
         layers += _pointed_at(x, scale, color)
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    if lost:
+        # In two lines, since a title is not wrapped and a phone is narrow.
+        first, _, rest = left_out_words(lost, of).partition(", and ")
+        said = [f"{first},", f"and {rest}"]
+        look: dict[str, Any] = {"fontSize": 11, "fontWeight": "normal", "color": palette["muted"], "offset": 6}
+        chart = chart.properties(title=alt.Title(said, **look))
     chart["datasets"] = {"series": rows, "alarms": _rows(marks), **({"lines": own} if own else {})}
     return chart
 

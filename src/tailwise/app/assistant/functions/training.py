@@ -55,14 +55,17 @@ def _alarm(place: Place, kept: Any) -> Fact:
 
 
 def _means(history: History, run: str, metric: str) -> Fact:
-    """Mean over the layers that have the metric at the first and at the last step that has it."""
-    table = history.series(run, [metric]).drop_null()
+    """Mean over the layers that have the metric at the first and at the last step that has it, of trusted fits."""
+    from tailwise.history.doubted import trusted_alone
+
+    whole, lost, fits = trusted_alone(history, run, history.series(run, [metric]))
+    table = whole.drop_null()
     if not len(table):
         return {}
     steps = table["step"].to_pylist()
     ends = {"first": min(steps), "last": max(steps)}
     values = table[metric].to_pylist()
-    means: Fact = {}
+    means: Fact = {"fits_left_out": lost, "fits": fits} if lost else {}
     for end, step in ends.items():
         here = [value for at, value in zip(steps, values, strict=True) if at == step and value is not None]
         means |= {f"{end}_step": step, end: sum(here) / len(here), f"{end}_layers": len(here)}

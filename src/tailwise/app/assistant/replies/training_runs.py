@@ -25,13 +25,18 @@ def training(question: Question) -> str:
               else fact["no_alarm"])  # fmt: skip
     moved = [f"- {escape(name)}: {_ends(item)}, lowest {num(item['lowest'])}"
              for name, item in fact["scalars"].items()]  # fmt: skip
-    moved += [f"- mean {escape(name)} over {count(item['last_layers'], 'layer')}: {_ends(item)}"
+    moved += [f"- mean {escape(name)} over {count(item['last_layers'], 'layer')}{_left_out(item)}: {_ends(item)}"
               for name, item in fact["means"].items()]  # fmt: skip
     parts = [head, alarms]
     if moved:
         parts.append("What moved:\n\n" + "\n".join(moved))
     parts.append("Spectra drift in healthy runs too; an alarm is a change that stands out of the run's own.")
     return "\n\n".join(parts)
+
+
+def _left_out(item: Fact) -> str:
+    """Of an exponent, how many fits of the whole run are not trusted."""
+    return f" ({item['fits_left_out']} of {count(item['fits'], 'fit')} not trusted, left out)" if "fits" in item else ""
 
 
 def run_in(question: Question) -> str:
