@@ -321,6 +321,51 @@ def print_tables(
     standing.show()
 
 
+def print_beside(results: Results, operators: Iterable[str], ways: Sequence[str], head: Callable[[float], str]) -> None:
+    """Of models whose divergences were kept: every cell in a line, `auto` paired with uniform, depth and the rest.
+
+    Perplexity, and in parentheses the mean divergence from the original in nats a token. Differences are of the mean
+    loss over the same windows, in nats a token, with their 95 % interval; below 0 `auto` is better.
+    """
+    found = {(r["model"], r["operator"], r[results.amount], r["way"]): r for r in results.rows() if "kl" in r}
+    for model in dict.fromkeys(key[0] for key in found):
+        shown = [way for way in ways if any(key[0] == model and key[3] == way for key in found)]
+        dense = found[model, "dense", 0.0, "dense"]
+        print(f"### {model} (dense: {perplexity(dense['losses']):.2f}; other text {perplexity(dense['other']):.2f})\n")
+        beside = ("auto − uniform", "auto − depth", "auto − least other", "other text: auto − uniform", "planning, CPU")
+        print(f"| | {' | '.join((*shown, *beside))} |")
+        print("| --- |" + " ---: |" * (len(shown) + 5))
+        for operator in operators:
+            for amount in sorted({key[2] for key in found if key[:2] == (model, operator)}):
+                rows = {way: found[model, operator, amount, way] for way in shown
+                        if (model, operator, amount, way) in found}  # fmt: skip
+                print(f"| {operator} {head(amount)} | {' | '.join(_beside(rows.get(way)) for way in shown)} "
+                      f"| {' | '.join(_differences(rows))} |")  # fmt: skip
+        print()
+
+
+def _beside(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None else f"{perplexity(row['losses']):.4g} ({np.mean(row['kl']):.3g})"
+
+
+def _differences(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if "auto" not in rows:
+        return ["–"] * 5
+    auto, others = rows["auto"], {way: row for way, row in rows.items() if way != "auto"}
+    least = min(others, key=lambda way: float(np.mean(others[way]["losses"])), default=None)
+    told = [_paired(auto["losses"], others[way]["losses"]) if way in others else "–" for way in ("uniform", "depth")]
+    told.append("–" if least is None else f"{least}: {_paired(auto['losses'], others[least]['losses'])}")
+    told.append(_paired(auto["other"], others["uniform"]["other"]) if "uniform" in others else "–")
+    return [*told, f"{auto['planning_cpu']:.0f} s"]
+
+
+def _paired(one: Sequence[float], other: Sequence[float]) -> str:
+    difference = np.array(one) - np.array(other)
+    interval = mean_interval(difference)
+    around = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return f"{difference.mean():+.3f}{around}"
+
+
 def say_correlation(head: Sequence[str], rows: Sequence[Decision], cost: Mapping[str, float]) -> None:
     """A line: rank correlation of α, and of depth, with what each tensor costs; pooled, and within roles."""
     rows = [item for item in rows if item.metrics.get("alpha") is not None and item.block is not None]

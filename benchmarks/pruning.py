@@ -29,6 +29,7 @@ from held_out import (
     Results,
     Standing,
     Subject,
+    print_beside,
     print_tables,
     run_cells,
     say_correlation,
@@ -115,11 +116,17 @@ def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: t
 
 def table(given: argparse.Namespace) -> None:
     """Print perplexity by way, one table a model and operator, and how `auto` stands in every cell."""
+    results, ways = Results(given.results, "sparsity"), [way for way, _, _ in WAYS]
+
+    def head(amount: float) -> str:
+        return f"{100 * amount:.0f} %"
+
+    print_beside(results, OPERATORS, ways, head)
     print_tables(
-        Results(given.results, "sparsity"),
+        results,
         OPERATORS,
-        [way for way, _, _ in WAYS],
-        lambda amount: f"{100 * amount:.0f} %",
+        ways,
+        head,
         Standing("at 60 % and above", lambda amount: amount >= 0.6),
     )
 

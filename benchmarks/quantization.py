@@ -31,6 +31,7 @@ from held_out import (
     Results,
     Standing,
     Subject,
+    print_beside,
     print_tables,
     run_cells,
     say_correlation,
@@ -137,11 +138,17 @@ def _by_distortion(found: Audit, request: QuantizeRequest, options: StageOptions
 
 def table(given: argparse.Namespace) -> None:
     """Print perplexity by way, one table a model and operator, and how `auto` stands in every cell."""
+    results, ways = Results(given.results, "bits"), [way for way, _, _ in WAYS]
+
+    def head(amount: float) -> str:
+        return f"{amount:g} bits"
+
+    print_beside(results, OPERATORS, ways, head)
     print_tables(
-        Results(given.results, "bits"),
+        results,
         OPERATORS,
-        [way for way, _, _ in WAYS],
-        lambda amount: f"{amount:g} bits",
+        ways,
+        head,
         Standing("at 3.5 bits and below", lambda amount: amount <= 3.5),
     )
 
