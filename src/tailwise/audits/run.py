@@ -247,13 +247,19 @@ def _measuring(
         worker = Worker(checkpoint, prepared.recipe, device, cache, Baselines(cache), blas=blas)
         pool = options.executor if isinstance(options.executor, ThreadPoolExecutor) else None
         workers = options.workers or (default_workers(options.device) if pool is None else pool._max_workers)
-        largest_first = sorted(prepared.sources, key=lambda source: -source.flops)
-        with _read_ahead(worker, largest_first):
-            yield max(1, workers), map_unordered(worker, largest_first, max(1, workers), stop=worker.stop, pool=pool)
+        order = _order(prepared.sources)
+        with _read_ahead(worker, order):
+            yield max(1, workers), map_unordered(worker, order, max(1, workers), stop=worker.stop, pool=pool)
         return
     checkpoint.part(())  # tensors in memory are refused before any worker is started
     with engine_of(options) as engine:
         yield engine.slots(), measured_on(engine, checkpoint, prepared, cache)
+
+
+def _order(sources: Iterable[MatrixSource]) -> list[MatrixSource]:
+    """The largest first, which fills the workers evenly; before it the smallest, so that a row is there in a moment."""
+    falling = sorted(sources, key=lambda source: -source.flops)
+    return [*falling[-1:], *falling[:-1]]
 
 
 @contextmanager

@@ -11,17 +11,23 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.core.harmless import one_line, shortened
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tailwise.audits.run import Step
 
 
-class Show:
-    """Takes an audit's steps and moves the bar."""
+#: What is worth stopping for: the rest waits for the table.
+_AT_ONCE = ("NOT_FINITE", "FAILED", "UNREADABLE")
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
+
+class Show:
+    """Takes an audit's steps and moves the bar; what went wrong with a matrix is said as soon as it is known."""
+
+    def __init__(self, bar: Progress, line: NowAndThen) -> None:
+        self._bar, self._line = bar, line
         self.step: Step | None = None
         self._task = bar.add_task("", total=None, detail="")
 
@@ -30,6 +36,10 @@ class Show:
         from rich.filesize import decimal
 
         self.step = step
+        if step.row is not None and step.row.status in _AT_ONCE:
+            line = f"tailwise: {shortened(one_line(step.row.name), 200)}: {one_line(step.row.reason)}"
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._line(f"{step.done} of {step.total} matrices", step.flops_done / max(step.flops_total, 1.0))
         detail = f"{step.done}/{step.total} matrices  {decimal(step.bytes_done)} of {decimal(step.bytes_total)}"
         # Work, not bytes, decides the time: a square matrix costs far more per byte than a flat one.
         self._bar.update(self._task, completed=step.flops_done, total=step.flops_total, detail=detail)
@@ -167,5 +177,5 @@ def progress_bar() -> Iterator[Show]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar):
-        yield Show(bar)
+    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+        yield Show(bar, line)
