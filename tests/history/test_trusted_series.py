@@ -63,8 +63,8 @@ def test_audits_and_points_of_one_run_are_judged_each_by_its_own(history):
     history.add_audit(tw.audit(noise, use_cache=False), "r", 5)
     history.add_point(point(5, {}, SHORT, {}, {}))
     found, lost, fits = trusted_alone(history, "r", history.series("r", ["alpha"]))
-    kept = [(cadence, value) for cadence, value in zip(found["cadence"].to_pylist(), found["alpha"].to_pylist(), strict=True)
-            if value is not None]  # fmt: skip
+    pairs = zip(found["cadence"].to_pylist(), found["alpha"].to_pylist(), strict=True)
+    kept = [pair for pair in pairs if pair[1] is not None]
     assert kept == [("full", 3.0), ("full", 23.0), ("full", 33.0)]
     assert (lost, fits) == (5, 8)
 
