@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.compression.making.make import plan_prune
-from tailwise.compression.making.request import Request
+from tailwise.compression.making.make import plan_prune, plan_quantize
+from tailwise.compression.making.request import QuantizeRequest, Request
 from tailwise.compression.plans.candidates import TensorChoice
+from tailwise.compression.trying.clock import Clock
 from tailwise.compression.trying.refine import Best, levels, refined, with_amounts
 from tailwise.compression.trying.sensitivity import levels_of, measured_losses
 from tailwise.compression.trying.stage import StageOptions, stage_of
@@ -164,3 +167,38 @@ def test_what_apply_would_not_reach_is_told_before_the_search(llama, audit, toke
     plan = plan_prune(audit, Request(0.6, "uniform", "wanda", choice=TensorChoice(also=("lm_head",))))
     with pytest.raises(UsageError, match=r"does not reach lm_head\.weight"):
         stage_of(str(llama), plan, StageOptions(tokens, window=32))
+
+
+def _ticking(seconds: float, each: float) -> Clock:
+    """Time that goes on by `each` whenever it is asked for."""
+    ticks = count()
+    return Clock(seconds, lambda: each * next(ticks))
+
+
+@pytest.mark.parametrize(("each", "taken"), [(1.0, "wanda"), (1e-6, "sparsegpt")])
+def test_trials_take_the_lighter_operator_where_treating_takes_the_time(llama, audit, tokens, each, taken) -> None:
+    plan, options = _plan(audit, operator="sparsegpt"), StageOptions(tokens, window=32, samples=8)
+    stage = stage_of(str(llama), plan, options, _ticking(100.0, each))
+    assert stage.trial.how.operator.name == taken
+    assert stage.options.lighter == (taken == "wanda")
+    assert any("trials took wanda" in note for note in stage.notes) == (taken == "wanda")
+
+
+@pytest.mark.parametrize(("operator", "lighter"), [("sparsegpt", "wanda"), ("gptq", "rtn")])
+def test_plans_are_judged_by_their_own_operator_whatever_trials_took(llama, audit, tokens, operator, lighter) -> None:
+    formats = ("int3-channel", "int4-channel")
+    plan = (
+        _plan(audit, operator="sparsegpt")
+        if operator == "sparsegpt"
+        else plan_quantize(audit, QuantizeRequest(bits=3.5, formats=formats, operator="gptq"))
+    )
+    whole, light = (
+        stage_of(str(llama), plan, StageOptions(tokens, window=32, samples=8, lighter=wanted))
+        for wanted in (False, True)
+    )
+    assert (whole.trial.how.operator.name, light.trial.how.operator.name) == (operator, lighter)
+    judged = [stage.trial.applied_losses(plan, stage.looked, stage.guard) for stage in (whole, light)]
+    assert judged[1] == pytest.approx(judged[0], rel=1e-6)
+    other = plan.replace(operator=lighter) if operator == "gptq" else _plan(audit, operator=lighter)
+    own = stage_of(str(llama), other, StageOptions(tokens, window=32, samples=8))
+    assert light.trial.losses(plan, light.search) == pytest.approx(own.trial.losses(other, own.search), rel=1e-5)

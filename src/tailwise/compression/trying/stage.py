@@ -27,6 +27,8 @@ from tailwise.models.walking.stored_names import places_in
 
 #: Fewest windows that can be divided into some to look at and some to judge by.
 FEWEST = 8
+#: Part of a budget: where treating every tensor once takes more, trials take the lighter operator.
+_TREATED = 0.01
 #: Images that trials are scored on, and statistics taken from; twice as many for the last choice.
 _IMAGES = 128
 
@@ -44,6 +46,7 @@ class StageOptions:
     objective: Objective | None = None  # what a search makes small; None: the loss, and `kl` where plans compete
     divergences: bool = False  # keep the dense model's predictions, to tell how far a plan is from them
     passes: torch.dtype | None = None  # what trials multiply in; None: as the weights are
+    lighter: bool = False  # whether trials take the lighter operator, where there is one that does without XᵀX
     seed: int = 0
     bos: str = "auto"  # whether windows begin with the token that begins a text
     device: str = "cpu"
@@ -110,7 +113,7 @@ def stage_of(model: str, plan: Plan, options: StageOptions, clock: Clock | None 
         with products_in(options.passes, loaded.module):
             text.remember(loaded.module, parts[1])
         text.remember(loaded.module, parts[2])
-    return _set_up(loaded, plan, parts, (text, options, tokens.notes), pace)
+    return _set_up(loaded, plan, parts, (text, options, tokens.notes), (pace, clock))
 
 
 def _of_images(model: str, plan: Plan, options: StageOptions) -> Stage:
@@ -136,13 +139,14 @@ def _set_up(
     plan: Plan,
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     what: tuple[Material, StageOptions, tuple[str, ...]],
-    pace: Pace | None = None,
+    time: tuple[Pace | None, Clock | None] = (None, None),
 ) -> Stage:
     (looked, search, guard), (material, options, said), model = parts, what, loaded.name
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
         dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
     trial, notes = trial_of(loaded.module, places, plan, Looking(looked, material, options.passes), (config, dtypes))
+    options, swift = _swift(trial, plan, options, time[1])
     with trial.quick():
         scores = block_scores(loaded.module, material.inputs(looked))
     return Stage(
@@ -152,9 +156,26 @@ def _set_up(
         guard,
         scores,
         options,
-        (*loaded.notes, *said, *notes),
-        pace,
+        (*loaded.notes, *said, *notes, *swift),
+        time[0],
     )
+
+
+def _swift(
+    trial: Trial, plan: Plan, options: StageOptions, clock: Clock | None
+) -> tuple[StageOptions, tuple[str, ...]]:
+    """Trials by the lighter operator, where it was asked for or the plan's own would take the time."""
+    if trial.how.needs != "hessian" or not (options.lighter or clock is not None):
+        return options, ()
+    heavy, took = trial.how.operator.name, 0.0
+    if clock is not None:
+        took = trial.seconds_of_treating(plan, clock.read)
+    if not options.lighter and clock is not None and took <= _TREATED * clock.seconds:
+        return options, ()
+    trial.lighten()
+    note = (f"trials took {trial.how.operator.name}, for {heavy} takes {took:.2g} s to treat every tensor once; "
+            f"what was judged and kept is of {heavy}")  # fmt: skip
+    return replace(options, lighter=True), (note,)
 
 
 def _dtype_of(checkpoint: Checkpoint, tensor: str) -> torch.dtype:

@@ -53,6 +53,7 @@ class Trial:
     material: Material = field(default_factory=Text)
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
     passes: torch.dtype | None = None  # what trials multiply in; None: as the weights are
+    judged: TreatmentSettings | None = None  # how plans are judged, where trials take lighter operators
     runs: int = 0
     _dense: dict[str, torch.Tensor] = field(default_factory=dict)
     _now: dict[str, Treatment] = field(default_factory=dict)
@@ -165,14 +166,31 @@ class Trial:
 
     def _how(self, part: Plan) -> TreatmentSettings:
         """The operator of trials, which may be a lighter one than that of the plan."""
-        own = how_of(part)
-        return next((how for how in (self.how, self.how.then) if how is not None and how.operator.does ==
+        own, first = how_of(part), self.judged or self.how
+        return next((how for how in (first, first.then) if how is not None and how.operator.does ==
                      own.operator.does), own)  # fmt: skip
 
     def dense_losses(self, windows: torch.Tensor) -> NDArray[np.float64]:
         """Mean loss a token of every window without any plan, (n,)."""
         self.restore()
         return self.material.scores(self.model, windows).losses
+
+    def seconds_of_treating(self, plan: Plan, read: Callable[[], float]) -> float:
+        """About how long it takes to make every tensor of a plan anew: one of each shape is made, and timed."""
+        took: dict[tuple[int, ...], float] = {}
+        for item in plan:
+            if item.shape not in took and item.tensor in self.inputs:
+                began = read()
+                self.changed(item, self.inputs[item.tensor])
+                took[item.shape] = read() - began
+        return sum(took.get(item.shape, 0.0) for item in plan)
+
+    def lighten(self) -> None:
+        """Try by operators that do without XᵀX from here on; plans are judged by their own."""
+        if self.judged is None:
+            self.judged, self.how, self._made = self.how, _lightened(self.how), {}
+            seen = {name: replace(item, hessian=None) for name, item in self.inputs.items()}
+            self.inputs = seen if self.how.looks else {}
 
     def restore(self) -> None:
         """The dense weights again."""
