@@ -14,7 +14,9 @@ def inside(folder: Folder, location: str, *, where: str, what: str) -> str:
 
     `what` begins the message of the `UnreadableError` otherwise, as in "its external data".
     """
-    if not names_within(location) or (isinstance(folder, LocalFolder) and not stays_within(folder.path, folder.path / location)):
+    if not names_within(location) or (
+        isinstance(folder, LocalFolder) and not stays_within(folder.path, folder.path / location)
+    ):
         raise UnreadableError(
             f"{what} lies outside the model's folder: {location[:200]!r}",
             where=where,
