@@ -17,7 +17,7 @@ _HEADER, _DATA, _BUFFERS, _COMPRESSION = 2, 1, 2, 3
 
 
 def batches_of(path: Path, take: Callable[[int], None]) -> Iterator[Any]:
-    """The record batches of a stream or file. `take` is given the bytes that packed buffers claim, before they unfold."""
+    """Record batches of a stream or file. `take` is given the bytes that packed buffers claim, before they unfold."""
     import os
 
     import pyarrow as pa

@@ -27,12 +27,6 @@ KINDS: Mapping[str, str] = {
     ".arrow": "arrow", ".txt": "text",
 }  # fmt: skip
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-_PACKINGS: tuple[tuple[bytes, Callable[[BinaryIO], Any]], ...] = (
-    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\x00", lzma.LZMAFile),
-    (b"\x28\xb5\x2f\xfd", lambda file: _zstandard(file)),
-)
 _ROWS = 256  # of a table at a time
 _LONGEST_FIELD = (1 << 31) - 1
 
@@ -131,6 +125,14 @@ def _zstandard(file: BinaryIO) -> Any:
             "a file packed with zstd takes `zstandard`", fix="pip install zstandard, or unpack it"
         ) from error
     return zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file)
+
+
+_PACKINGS: tuple[tuple[bytes, Callable[[BinaryIO], Any]], ...] = (
+    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\x00", lzma.LZMAFile),
+    (b"\x28\xb5\x2f\xfd", _zstandard),
+)
 
 
 def _of_json(stream: BinaryIO, column: str) -> Iterator[Any]:
