@@ -21,6 +21,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from tailwise.app import api
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
+from tailwise.app.large_answers import LargeAnswers
 from tailwise.app.overviews import Overviews
 from tailwise.app.page_context import PageContext
 from tailwise.app.pages import assistant, compare, evaluations, files, help, jobs, login, models, plans, training  # noqa: A004 - a module
@@ -75,6 +76,7 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     app.add_api_route("/static/{name}", _static, include_in_schema=False)
     _add_handlers(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)
+    app.add_middleware(LargeAnswers)
     app.add_middleware(Guard, settings=settings, proof=proof)
     return app
 
