@@ -79,7 +79,9 @@ def _claimed(message: Any) -> int:
     if batch is None or _field(data, batch, _COMPRESSION) is None:
         return 0
     at = _table(data, batch, _BUFFERS)
-    (count,) = struct.unpack_from("<I", data, at) if at is not None else (0,)
+    if at is None:
+        return 0
+    (count,) = struct.unpack_from("<I", data, at)
     total = 0
     for number in range(count):
         offset, length = struct.unpack_from("<qq", data, at + 4 + 16 * number)
