@@ -25,7 +25,7 @@ _FIX = "put all files of the data set into one folder, with relative names"
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """A split: its files in their order, and what separates the fields in them."""
 
     files: tuple[Path, ...]
@@ -61,8 +61,8 @@ def rows_at(path: Path, split: str, column: str, where: str) -> list[str]:
     return rows
 
 
-def _part(parts: Mapping[str, Part] | Part, split: str, where: str) -> Part:
-    if isinstance(parts, Part):
+def _part(parts: Mapping[str, Subset] | Subset, split: str, where: str) -> Subset:
+    if isinstance(parts, Subset):
         return parts
     wanted = split or ("test" if "test" in parts or len(parts) > 1 else next(iter(parts)))
     if wanted not in parts:
@@ -70,11 +70,11 @@ def _part(parts: Mapping[str, Part] | Part, split: str, where: str) -> Part:
     return parts[wanted]
 
 
-def _parts(path: Path, where: str) -> Mapping[str, Part] | Part:
+def _parts(path: Path, where: str) -> Mapping[str, Subset] | Subset:
     if path.is_file():
         if kind_of(path) in (None, "text"):
             raise UsageError("is no kind of table that can be read", where=where, fix="give .jsonl or .parquet")
-        return Part((path,))
+        return Subset((path,))
     if (path / _SPLITS).is_file():
         said = _document(path, path / _SPLITS)
         names = said.get("splits")
@@ -103,7 +103,7 @@ def _document(root: Path, path: Path) -> dict[str, Any]:
     return said
 
 
-def _saved(root: Path, folder: Path) -> Part:
+def _saved(root: Path, folder: Path) -> Subset:
     """The files of one table that `datasets` saved, in their order."""
     listed = _document(root, folder / _STATE).get("_data_files")
     names = [item.get("filename") if isinstance(item, dict) else None for item in listed or ()]
@@ -114,10 +114,10 @@ def _saved(root: Path, folder: Path) -> Part:
         raise UnreadableError("it lists files that are none of Arrow", where=folder / _STATE)
     for file in files:
         _own(root, file.relative_to(root).as_posix(), _STATE)
-    return Part(tuple(files))
+    return Subset(tuple(files))
 
 
-def _found(folder: Path, where: str) -> dict[str, Part]:
+def _found(folder: Path, where: str) -> dict[str, Subset]:
     """Splits of a folder of tables, as `datasets` tells them by names and by what the folder says of itself."""
     config = builder_config_of(folder, where)
     separator = getattr(config, "sep", None) or ","
@@ -127,7 +127,7 @@ def _found(folder: Path, where: str) -> dict[str, Part]:
         if strange := next((path.name for path in paths if kind_of(path) is None), None):
             raise UsageError(f"{strange} is no kind of table that can be read", where=where,
                              fix="give .jsonl, .parquet or .csv, or unpack it")  # fmt: skip
-        parts[str(split)] = Part(paths, separator)
+        parts[str(split)] = Subset(paths, separator)
     if not parts:
         raise UsageError("there is no table in it", where=where, fix="give .jsonl, .parquet or .csv")
     return parts

@@ -86,7 +86,7 @@ def rows_of(path: Path, column: str, room: Room, separator: str = ",") -> Iterat
                 yield from _of_json(stream, column)
 
 
-class _Counted(io.RawIOBase):
+class _CountedRead(io.RawIOBase):
     """What a packed file unfolds to, counted as it is read."""
 
     def __init__(self, inner: Any, room: Room) -> None:
@@ -114,7 +114,7 @@ def _unpacked(file: BinaryIO, room: Room) -> BinaryIO:
     head = file.read(6)
     file.seek(0)
     unpack = next((unpack for start, unpack in _PACKINGS if head.startswith(start)), None)
-    return file if unpack is None else io.BufferedReader(_Counted(unpack(file), room), 1 << 20)
+    return file if unpack is None else io.BufferedReader(_CountedRead(unpack(file), room), 1 << 20)
 
 
 def _zstandard(file: BinaryIO) -> Any:
