@@ -41,16 +41,18 @@ def model(request, tmp_path_factory, _no_users_cache):
 def _plan(audited, operator: str):
     if "+" in operator:
         return combined(*(_plan(audited, name) for name in operator.split("+")))
+    operator, _, chosen = operator.partition(" ")
     if OPERATORS[operator].does == "prune":
         return plan_prune(audited, Request(0.5, "depth", operator))
-    return plan_quantize(audited, QuantizeRequest(6.0, formats=("int4", "int8"), allocator="depth", operator=operator))
+    formats = (chosen, "int8") if chosen else ("int4", "int8")
+    return plan_quantize(audited, QuantizeRequest(6.0, formats=formats, allocator="depth", operator=operator))
 
 
-@pytest.mark.parametrize("operator", [*SINGLE, "magnitude+rtn", "wanda+gptq"])
+@pytest.mark.parametrize("operator", [*SINGLE, "magnitude+rtn", "wanda+gptq", "gptq nvfp4", "magnitude+rtn nvfp4"])
 def test_the_trial_of_a_plan_is_what_is_written(model, tmp_path, operator):
     kind, folder, audited = model
     plan, inputs = _plan(audited, operator), inputs_for(kind)
-    needs = any(OPERATORS[name].looks for name in operator.split("+"))
+    needs = any(OPERATORS[name].looks for name in plan.operator.split("+"))
     apply(plan, folder, tmp_path / "out", options=ApplyOptions(calibration=inputs if needs else None))
     tried, places = _carried_out(plan, folder, kind)
     with open_checkpoint(tmp_path / "out") as written:

@@ -31,12 +31,14 @@ from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.files import to_text
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.plans.treatment import TreatmentSettings
 from tailwise.compression.shrinking.smaller import ShrinkSource, reached_in, work_of, write_smaller
 from tailwise.compression.shrinking.structured import Widths
 from tailwise.compression.treating.applied import Applied, Grids, masks_of, read_back, whole_model
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, jobs_of
 from tailwise.compression.treating.journal import Journal, digest_of_inputs, key_of_run
 from tailwise.compression.treating.kept_grids import grids_in
+from tailwise.compression.treating.shared_scales import Reaches, matrices_in, shared_reaches
 from tailwise.compression.treating.treated import Treated
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.block_inputs import Pictures
@@ -113,12 +115,12 @@ class Run:
         unused = self.options.calibration is not None
         notes = (f"{self.plan.operator} looks at no text: the calibration was not used",) if unused else ()
         done = Applied(output, self.plan.operator, (), 0.0, notes=notes)
-        make = partial(Treated, keep_zeros=self.before is not None)
+        make = partial(Treated, keep_zeros=self.before is not None, shared=self._shared())
         treated = make(self.plan, self.checkpoint, self.options.device)
         if self.options.executor == "local":
             with Draft(output, force=self.options.force) as draft:
                 return self._write(draft, treated, treated.grids, done)
-        settings = {"shards": len(self.layout.shards), "zeros": self.before is not None}
+        settings = {"shards": len(self.layout.shards), "zeros": self.before is not None, "kept": "shared scales"}
         shards = Shards(self.plan, self.checkpoint, self.layout, make, self.options.engine,
                         self._step("writing shards"))  # fmt: skip
         with self._draft(output, key_of_run(self.plan, self.checkpoint, settings)) as draft:
@@ -130,14 +132,17 @@ class Run:
         """Block by block into the draft's journal, then written."""
         inputs, settings, host = self._calibration()
         pictures, seen = self._pictures()
-        plan, how = self.plan, replace(how_of(self.plan, text=True), keep_zeros=self.before is not None)
+        plan, how = (
+            self.plan,
+            replace(how_of(self.plan, text=True), keep_zeros=self.before is not None, shared=self._shared()),
+        )
         dtypes = {d.tensor: torch_dtype(self.checkpoint.tensors[d.tensor].dtype, where=d.tensor) for d in plan}
         jobs = jobs_of(plan, host, dtypes, how, images=pictures is not None)
         walks = _walks(plan, host, jobs, (inputs, pictures))
         settings_ = {**settings, **seen, "dtype": self.options.dtype}
         if plan.quantizes:
             settings_["act_order"] = how.act_order
-        inner = {**settings_, "zeros": how.keep_zeros, "kept": "whole grids"}
+        inner = {**settings_, "zeros": how.keep_zeros, "kept": "whole grids, shared scales"}
         digest = digest_of_inputs(inputs or {}, *(pictures.each if pictures else ()))
         with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest)) as draft:
             journal = Journal(draft.kept)
@@ -152,13 +157,17 @@ class Run:
             if pictures is not None and pictures not in walks:
                 notes = (*notes, "the plan leaves the tower that reads images alone: the images were not used")
             done = Applied(output, plan.operator, (), 0.0, journal.resumed, settings_, notes)
-            kept = _Kept(journal, self._blind({job.decision.tensor for job in jobs.values()}, how.keep_zeros))
+            kept = _Kept(journal, self._blind({job.decision.tensor for job in jobs.values()}, how))
             return self._write(draft, kept.read, kept.grids, done)
 
-    def _blind(self, seen: Collection[str], keep_zeros: bool) -> Treated:
+    def _blind(self, seen: Collection[str], how: TreatmentSettings) -> Treated:
         """The rest of the plan, whose inputs are not looked at."""
         rest = self.plan.replace(decisions=tuple(item for item in self.plan if item.tensor not in seen))
-        return Treated(rest, self.checkpoint, self.options.device, keep_zeros=keep_zeros)
+        return Treated(rest, self.checkpoint, self.options.device, keep_zeros=how.keep_zeros, shared=how.shared)
+
+    def _shared(self) -> dict[str, Reaches]:
+        """Read before anything is rounded: of a group, all must be known."""
+        return shared_reaches(self.plan, matrices_in(self.checkpoint))
 
     def smaller(self, output: Path, *, calibrated: bool) -> Applied:
         """Take heads, neurons and blocks out, or store factors."""

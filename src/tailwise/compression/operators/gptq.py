@@ -38,7 +38,7 @@ def gptq(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult
     dead = H.diagonal() == 0
     H.diagonal()[dead] = 1.0
     W[:, dead] = 0.0
-    scales = _Scales(target.format, W, stored, target.act_order, None if target.act_order else pruned)
+    scales = _Scales(target.format, W, stored, target.act_order, None if target.act_order else pruned, target.reach)
     order = H.diagonal().argsort(descending=True, stable=True) if target.act_order else None
     if order is not None:
         W, H = W[:, order], H[order][:, order]
@@ -76,6 +76,7 @@ class _Scales:
     stored: torch.dtype  # scales of integers are stored as the weights are
     ahead: bool
     pruned: torch.Tensor | None = None  # what will be zero, whatever stands there when a group is reached
+    shared: Reach | None = None  # see `Target.reach`
     _whole: ValueGrid | None = None
     _parts: list[ValueGrid] = field(default_factory=list)
 
@@ -86,9 +87,9 @@ class _Scales:
             self.format.grid(self.W)  # which says why not
         self._group = self.format.group_size
         if self._scaled and (self._group is None or self.ahead):
-            self._whole = self.format.grid(self.W.to(self.stored))
+            self._whole = self.format.grid(self.W.to(self.stored), self.shared)
         # The scale of a tensor must not change from group to group.
-        self._reach = Reach.of([self.W]) if self._scaled and self._whole is None else None
+        self._reach = (self.shared or Reach.of([self.W])) if self._scaled and self._whole is None else None
 
     @property
     def width(self) -> int:

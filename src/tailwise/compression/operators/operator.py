@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from tailwise.number_formats.grid import ValueGrid
-    from tailwise.number_formats.number_format import NumberFormat
+    from tailwise.number_formats.number_format import NumberFormat, Reach
 
 Does = Literal["prune", "quantize"]
 
@@ -43,6 +43,7 @@ class Target:
     format: NumberFormat
     act_order: bool = False  # gptq: columns whose inputs have the most energy first
     keep_zeros: bool = False  # entries that are zero stay zero: the matrix was pruned
+    reach: Reach | None = None  # of all matrices that share a scale of the tensor; None: of the matrix itself
 
 
 @dataclass(frozen=True, eq=False)

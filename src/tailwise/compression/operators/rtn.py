@@ -12,7 +12,7 @@ from tailwise.number_formats.ggml_types import GgmlFormat
 
 def rtn(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorResult:  # noqa: ARG001 - needs none
     """Every entry to the nearest value of the format, whose scales come from W: the reference."""
-    quantized = target.format.quantize(W)
+    quantized = target.format.quantize(W, target.reach)
     return OperatorResult(quantized.values, grid=quantized.grid)
 
 
@@ -27,5 +27,5 @@ def imatrix(W: torch.Tensor, target: Target, inputs: Activations) -> OperatorRes
     if isinstance(chosen, BlockFormat | GgmlFormat):
         quantized = chosen.weighted(W, inputs.norms.square())
     else:
-        quantized = chosen.quantize(W)
+        quantized = chosen.quantize(W, target.reach)
     return OperatorResult(quantized.values, grid=quantized.grid)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from tailwise.compression.operators.operator import Operator, OperatorResult, Target
+from tailwise.compression.plans.fusing import merged_by_servers
 from tailwise.compression.plans.patterns import BLOCK, EXPERTS, UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.compression.plans.taking import Drop, DropExperts, LowRank, Sparsify, Structured
@@ -82,7 +83,9 @@ class Cast(Treatment):
 
     @override
     def do(self, W: torch.Tensor, how: TreatmentSettings, seen: Activations | None = None) -> OperatorResult:
-        return operator_for(how, seen)(W, Target(self.number_format, how.act_order, how.keep_zeros), seen)
+        chosen = self.number_format
+        reach = how.reach if merged_by_servers(chosen) else None
+        return operator_for(how, seen)(W, Target(chosen, how.act_order, how.keep_zeros, reach), seen)
 
     def reached(self, site: Site, matrices: Matrices) -> float:
         """Bits per weight. `UnreadableError` where an entry is no value of the format.
@@ -165,7 +168,7 @@ class Then(Treatment):
         if how.then is None:
             raise UsageError("two treatments take two operators")
         between = self.first.do(W, how, seen)
-        treated = self.second.do(between.weight.to(W.dtype), replace(how.then, keep_zeros=True), seen)
+        treated = self.second.do(between.weight.to(W.dtype), replace(how.then, keep_zeros=True, reach=how.reach), seen)
         return replace(treated, kept=between.kept)
 
     def reached(self, site: Site, matrices: Matrices) -> float:

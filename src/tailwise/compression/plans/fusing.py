@@ -1,10 +1,14 @@
-"""Which tensors must have one format, since servers hold them in one matrix."""
+"""Which tensors must have one format, or one scale too, since servers hold them in one matrix."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
+
+from tailwise.number_formats.elements import Float8
+from tailwise.number_formats.number_format import NumberFormat
+from tailwise.number_formats.scaled import ScaledFormat
 
 #: role → what it is fused with, inside one module.
 _TOGETHER = {
@@ -46,6 +50,31 @@ def fused(items: Sequence[N], *, per_expert: bool = False) -> dict[str, tuple[N,
     for item in items:
         groups.setdefault(_key(item, per_expert), []).append(item)
     return {name: tuple(members) for name, members in groups.items()}
+
+
+def merged_by_servers(chosen: NumberFormat) -> bool:
+    """Whether servers keep one scale of the tensor for all layers that they hold as one.
+
+    vLLM and SGLang take the largest of nvfp4's scales, or that of the first of an expert's, and decode all by it; fp8
+    with a scale of the tensor is rounded again to the largest in some of their kernels. Integers with one have none.
+    """
+    if not isinstance(chosen, ScaledFormat):
+        return False
+    return bool(chosen.rule.tensor_bits) or (chosen.shared == "tensor" and isinstance(chosen.element, Float8))
+
+
+def in_one_matrix(items: Iterable[N]) -> list[tuple[N, ...]]:
+    """Tensors that servers hold as one: query, key and value; gate and up, those of one expert by themselves.
+
+    Each as often as it is given; those that are alone are left out.
+    """
+    groups: dict[str, list[N]] = {}
+    for item in items:
+        module = item.tensor.removesuffix(".weight").rpartition(".")[0]
+        together = "gate and up" if item.role in ("expert_gate", "expert_up") else _TOGETHER.get(item.role)
+        if together is not None:
+            groups.setdefault(f"{module} ({together})", []).append(item)
+    return [tuple(members) for members in groups.values() if len(members) > 1]
 
 
 def expert_of(tensor: str) -> tuple[str, int] | None:

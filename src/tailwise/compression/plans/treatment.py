@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tailwise.compression.operators.operator import Operator, OperatorResult
@@ -17,6 +17,7 @@ from tailwise.compression.plans.patterns import UNSTRUCTURED
 from tailwise.compression.plans.site import Site
 from tailwise.models.activations import Activations, Need
 from tailwise.number_formats.grid import ValueGrid
+from tailwise.number_formats.number_format import Reach
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ class TreatmentSettings:
     act_order: bool = False
     keep_zeros: bool = False  # what was pruned before stays zero
     then: TreatmentSettings | None = None  # of the second of two treatments
+    #: Tensor → of each of its matrices, the reach of all that share a scale with it: see `shared_reaches`.
+    shared: Mapping[str, tuple[Reach, ...]] = field(default_factory=dict, compare=False)
+    reach: Reach | None = None  # of the matrix that is worked on: one of `shared`
 
     @property
     def needs(self) -> Need:
@@ -48,6 +52,11 @@ class TreatmentSettings:
     def looks(self) -> bool:
         """Whether it looks at the inputs of each layer."""
         return self.needs != "none"
+
+    def at(self, tensor: str, number: int, count: int) -> TreatmentSettings:
+        """For one of the `count` matrices of a tensor."""
+        reaches = self.shared.get(tensor, ())
+        return replace(self, reach=reaches[number]) if len(reaches) == count else self
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from tailwise.core.errors import TailwiseError
 from tailwise.models.activations import Activations
 from tailwise.models.walking.statistics import matrices_of, reaching, stored_from
 from tailwise.number_formats.grid import ValueGrid
+from tailwise.number_formats.number_format import Reach
 
 
 def as_matrices(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
@@ -66,7 +67,10 @@ def treated_tensor(
     """A stored tensor after its treatment, by its weights alone."""
     matrices = as_matrices(stored, decision.tensor, config)
     with _named(decision):
-        treated = [decision.treatment.do(W, how).weight.to(stored.dtype) for W in matrices]
+        treated = [
+            decision.treatment.do(W, how.at(decision.tensor, number, len(matrices))).weight.to(stored.dtype)
+            for number, W in enumerate(matrices)
+        ]
     return from_matrices(torch.stack(treated), stored, decision.tensor, config)
 
 
@@ -78,19 +82,28 @@ def treated_layer(
     `found` is what its groups see; None where no input reached it.
     """
     with _named(decision):
+        matrices = matrices_of(module, weight)
         done = [
-            decision.treatment.do(W, how, reaching(activations, group))
-            for group, W in enumerate(matrices_of(module, weight))
+            decision.treatment.do(W, how.at(decision.tensor, group, len(matrices)), reaching(activations, group))
+            for group, W in enumerate(matrices)
         ]
     return stored_from(module, torch.stack([item.weight for item in done])).to(weight.dtype), done
 
 
 class Treated:
-    """The tensors of a plan, one at a time: no text, no model."""
+    """The tensors of a plan, one at a time: no text, no model. `shared` are those of `TreatmentSettings`."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str, *, keep_zeros: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        device: str,
+        *,
+        keep_zeros: bool = False,
+        shared: Mapping[str, tuple[Reach, ...]] | None = None,
+    ) -> None:
         self._decisions = {item.tensor: item for item in plan if not item.treatment.idle}
-        self._how = replace(how_of(plan), keep_zeros=keep_zeros)
+        self._how = replace(how_of(plan), keep_zeros=keep_zeros, shared=shared or {})
         self._checkpoint, self._device = checkpoint, device
 
     def __call__(self, name: str) -> torch.Tensor | None:
@@ -103,6 +116,9 @@ class Treated:
 
     def grids(self, decision: Decision, matrices: torch.Tensor) -> list[ValueGrid] | None:
         """The scales that the operator takes from the source, (count, out, in); None for a plain cast."""
-        grids = [decision.treatment.do(W, self._how).grid for W in matrices]
+        how, count = self._how, len(matrices)
+        grids = [
+            decision.treatment.do(W, how.at(decision.tensor, number, count)).grid for number, W in enumerate(matrices)
+        ]
         known = [grid for grid in grids if grid is not None]
         return known or None

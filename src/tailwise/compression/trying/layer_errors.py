@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tailwise.compression.plans.fusing import merged_by_servers
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.stage import Stage
 from tailwise.compression.trying.trial import MOST_HESSIANS, hessian_bytes, seen_by
@@ -48,7 +49,10 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
         seen = inputs.get(item.tensor)
         whole = (_square(W), _through(W, seen))
         for chosen in map(parse_format, formats):
-            errors = torch.stack([chosen.quantize(matrix).values.to(W.dtype) for matrix in W]).float() - W.float()
+            reaches = trial.reaches(item.tensor) if merged_by_servers(chosen) else ()
+            each = zip(W, reaches or [None] * len(W), strict=True)
+            rounded = [chosen.quantize(matrix, reach).values.to(W.dtype) for matrix, reach in each]
+            errors = torch.stack(rounded).float() - W.float()
             key, weight, output = (item.tensor, chosen.name), _square(errors), _through(errors, seen)
             tables.weight[key], tables.weight_relative[key] = weight, weight / (whole[0] or 1.0)
             if output is not None and whole[1] is not None:

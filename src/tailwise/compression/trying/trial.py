@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +15,11 @@ from torch import nn
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.combined import how_of
 from tailwise.compression.plans.decision import Decision
+from tailwise.compression.plans.fusing import in_one_matrix, merged_by_servers
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.plans.treatment import Treatment, TreatmentSettings
 from tailwise.compression.treating.block_work import BlockWork, LayerJob, Nowhere, jobs_of
+from tailwise.compression.treating.shared_scales import Reaches, joined_reaches, shared_reaches
 from tailwise.compression.treating.treated import as_matrices, treated_layer, treated_tensor
 from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
@@ -54,11 +56,13 @@ class Trial:
     inputs: Mapping[str, Activations] = field(default_factory=dict)  # stored tensor → what its layer sees
     passes: torch.dtype | None = None  # what trials multiply in; None: as the weights are
     judged: TreatmentSettings | None = None  # how plans are judged, where trials take lighter operators
+    together: Sequence[tuple[str, ...]] = ()  # stored tensors that servers hold as one
     runs: int = 0
     _dense: dict[str, torch.Tensor] = field(default_factory=dict)
     _now: dict[str, Treatment] = field(default_factory=dict)
     _base: dict[str, Treatment] = field(default_factory=dict)
     _made: dict[tuple[str, Treatment], torch.Tensor] = field(default_factory=dict)
+    _reaches: dict[str, Reaches] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._prefix = Prefix(self.model, lambda model, chosen: objective_of(self.material, model, chosen))
@@ -141,7 +145,7 @@ class Trial:
     def carry_out(self, plan: Plan, calibration: torch.Tensor) -> None:
         """Change the model as `apply` would; `restore` does not know of it."""
         for turn, part in enumerate(plan.parts):
-            how = replace(self._how(part), keep_zeros=turn > 0)
+            how = replace(self._how(part), keep_zeros=turn > 0, shared=shared_reaches(part, self._matrices))
             if how.looks:
                 jobs = self._jobs(part, how)
                 with self.quick():
@@ -205,9 +209,30 @@ class Trial:
         """The tensor of an entry after it, with these inputs, in the dtype that it is stored in."""
         tensor = decision.tensor
         weight, layer = self._dense_of(tensor).to(self.dtypes[tensor]), self._layers.get(tensor)
-        if self.how.looks and layer is not None and is_prunable(layer):
-            return treated_layer(layer, weight, decision, self.how, activations)[0]
-        return treated_tensor(weight, decision, self.how, self.config)
+        how, cast = self.how, decision.treatment.cast
+        if cast is not None and merged_by_servers(cast.number_format):
+            how = replace(how, shared={tensor: self.reaches(tensor)})
+        if how.looks and layer is not None and is_prunable(layer):
+            return treated_layer(layer, weight, decision, how, activations)[0]
+        return treated_tensor(weight, decision, how, self.config)
+
+    def reaches(self, tensor: str) -> Reaches:
+        """Of each matrix of a tensor, the reach of all that servers hold as one with it, before any plan.
+
+        Empty for those that are alone. Of a plan that prunes first, `carry_out` sees what is left, as `apply` does.
+        """
+        if tensor not in self._reaches:
+            group = next((names for names in self.together if tensor in names), ())
+            joined = joined_reaches(self._as_stored(self._dense_of(name), name) for name in group)
+            self._reaches |= dict.fromkeys((tensor, *group), joined)
+        return self._reaches[tensor]
+
+    def _as_stored(self, weight: torch.Tensor, tensor: str) -> torch.Tensor:
+        return as_matrices(weight.to(self.dtypes[tensor]), tensor, self.config)
+
+    def _matrices(self, tensor: str) -> torch.Tensor:
+        """As the model has it now."""
+        return self._as_stored(self.parameters[tensor].detach(), tensor)
 
     def _set(self, wanted: Mapping[str, Decision]) -> None:
         for tensor in [name for name in self._now if name not in wanted]:
@@ -315,7 +340,8 @@ def trial_of(
     parameters = {item.tensor: named[places[item.tensor]] for item in plan}
     how, notes = _affordable(how_of(plan), plan)
     tensors = {places[item.tensor]: item.tensor for item in plan}
-    trial = Trial(model, parameters, tensors, *stored, how, looking.material, passes=looking.passes)
+    together = [tuple(item.tensor for item in group) for group in in_one_matrix(plan)]
+    trial = Trial(model, parameters, tensors, *stored, how, looking.material, passes=looking.passes, together=together)
     trial.check(plan)
     if how.looks:
         with trial.quick():
