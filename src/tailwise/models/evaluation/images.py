@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.checkpoints.open import looks_local, names_like
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
@@ -208,6 +209,9 @@ def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None
 
 def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
     name, _, split = source.partition(":")
+    if not split and looks_local(name):
+        fix = f"check the path{names_like(Path(name).expanduser())}; a data set of that name is {name}:test"
+        raise UnreadableError("no such folder", where=source, fix=fix)
     try:
         with quiet():
             data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
