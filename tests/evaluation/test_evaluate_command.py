@@ -20,6 +20,7 @@ def command(capsys, tmp_path, monkeypatch):
     from tailwise.cli.evaluate_command import evaluate as evaluate_command
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tailwise.core.errors._on_command_line", lambda: True)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(evaluate_command)
 

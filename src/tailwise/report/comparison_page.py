@@ -244,7 +244,7 @@ def _correlation_lines(correlations: Sequence[Correlation]) -> Iterator[tuple[st
         kinds = {item.kind: item for item in correlations if item.metric == metric}
         cells = [_TITLES[metric]]
         for item in (kinds["kendall"], kinds["spearman"]):
-            interval = "–" if item.low is None or item.high is None else f"{item.low:+.2f} to {item.high:+.2f}"
+            interval = "–" if item.low is None or item.high is None else f"{item.low:+z.2f} to {item.high:+z.2f}"
             cells += [_signed(item.value, 2), interval, "–" if item.p is None else f"{item.p:.2g}"]
         yield (*cells, str(kinds["kendall"].n))
 

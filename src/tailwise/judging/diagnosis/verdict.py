@@ -30,10 +30,10 @@ def health_of(audit: Audit, diagnosis: Diagnosis, others: Atlas | None = None) -
 
 
 def _of_change_alone(audit: Audit, found: Health, diagnosis: Diagnosis) -> Health:
-    """Of an adapter's change: the rules judge whole models, so that only what breaks any model with it is a verdict."""
+    """Of an adapter's change: rules judge whole models, so that only what is not finite is a verdict on the model."""
     command = f"tailwise audit {shlex.quote(audit.model)} --adapter merged"
     said = f"this is the adapter's change alone; `{command}` measures the model with it."
-    if any(item.severity == "error" and not item.noted for item in diagnosis.findings):
+    if any(item.code == "TW601" and not item.noted for item in diagnosis.findings):
         return replace(found, why=f"{found.why} {said[0].upper()}{said[1:]}", next=command)
     return replace(found, word="no verdict", why=f"{said} Of the change: {found.why}", next=command)
 
