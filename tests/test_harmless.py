@@ -3,6 +3,8 @@
 import csv
 import io
 import sys
+import time
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import tailwise as tw
+import tailwise.core.harmless as bounds
 from tailwise.audits.precision.study_files import to_csv as precision_csv
 from tailwise.cli.main import app
-from tailwise.core.errors import UnreadableError
+from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.harmless import cell, listed, pattern_from_file, visible
 from tailwise.core.optional import missing
+from tailwise.judging.gates.expectation import Expectation
 from tailwise.judging.gates.expectation_text import to_model_card
 from tailwise.report.comparison_page import ranking_csv
 from tailwise.report.comparison_page import to_csv as comparison_csv
@@ -150,8 +154,53 @@ def test_patterns_that_models_carry_are_used(text, name):
     assert pattern_from_file(text).match(name)
 
 
+POLYNOMIAL = {
+    "adapter": ("(.*\\.)?(.*a.*a.*ab)$", "a" * 3000),
+    "gate": ("a.*a.*a.*a.*[bc]", "a" * 4000),
+    "scheme": ("b.*a.*a.*a.*a$", "ba" + "a" * 3000 + "c"),
+    "words": (r"\w*x?\w*x?\w*[yz]", "x" * 3000),
+}
+
+
+@pytest.mark.parametrize("kind", POLYNOMIAL)
+def test_a_pattern_that_takes_a_power_of_a_names_length_ends(kind, monkeypatch):
+    monkeypatch.setattr(bounds, "_LONGEST_SEARCH", 0.05)
+    text, name = POLYNOMIAL[kind]
+    pattern = pattern_from_file(text)
+    with pytest.raises(ValueError, match="without end"):
+        pattern.search(name)
+    with pytest.raises(ValueError, match="without end"):  # at once
+        pattern.search(name[1:])
+    assert pattern.search("xyz abcde bacad") in (True, False)
+
+
+def test_slow_patterns_have_little_time_together(monkeypatch):
+    monkeypatch.setattr(bounds, "_LONGEST_SEARCH", 0.05)
+    monkeypatch.setattr(bounds, "_MOST_SLOW", 0.1)
+    monkeypatch.setattr(bounds, "_slow", deque())
+    for number in range(4):
+        with pytest.raises(ValueError, match="without end"):
+            pattern_from_file(f"a.*a.*a.*a.*[b{number}]").search("a" * 4000)
+    assert bounds._time_left(time.monotonic()) == bounds._LEAST_TIME
+    assert pattern_from_file(r"layers\.\d+\..*_proj").search("layers.3.up_proj")
+
+
+@pytest.mark.parametrize("text", USUAL)
+def test_patterns_that_models_carry_are_used_with_long_names_too(text):
+    assert pattern_from_file(text).match("wrapped." * 400 + "x") in (True, False)
+    assert pattern_from_file(r".*\.layers\.\d+\..*_proj$").search("wrapped." * 400 + "layers.3.mlp.up_proj")
+
+
+def test_a_gate_ends_with_a_name_of_any_length(audit, monkeypatch):
+    monkeypatch.setattr(bounds, "_LONGEST_SEARCH", 0.05)
+    expected = Expectation("metric", "alpha", layers="a.*a.*a.*a.*[bd]")
+    assert expected.takes("a.attn.ab.attn.bad", "")
+    with pytest.raises(UsageError, match="fewer repeats"):
+        expected.takes("a" * 4000, "")
+
+
 def test_a_gate_says_names_as_text_of_one_line():
-    from tailwise.judging.gates.expectation import CheckResult, Expectation, ExpectationOutcome
+    from tailwise.judging.gates.expectation import CheckResult, ExpectationOutcome
     from tailwise.judging.gates.expectation_text import to_markdown as comment
     from tailwise.judging.gates.expectation_text import to_text
 

@@ -82,3 +82,22 @@ def test_a_line_is_no_picture_for_a_processor():
     transformers = pytest.importorskip("transformers")
     with pytest.raises(UnreadableError, match="too many pixels"):
         check_processor(transformers.CLIPImageProcessor(), [Image.new("RGB", (60_000, 1))], "m")
+
+
+def test_links_out_of_a_folder_of_pictures_are_not_followed(tmp_path):
+    place, other = tmp_path / "given", tmp_path / "private"
+    for folder in (place / "0", place / "1", other):
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
+    (place / "0" / "b.png").symlink_to(other / "a.png")
+    (place / "0" / "c.png").symlink_to("a.png")
+    config = SimpleNamespace(image_size=8, num_channels=3, num_labels=2)
+    assert images_of(str(place), str(place), config).labels.tolist() == [0, 0, 1]
+    assert len(images.pictures_of(str(place), most=9)[0]) == 3
+
+
+def test_arrays_of_pictures_do_not_unfold_without_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("tailwise.checkpoints.formats.unfolding.MOST_BYTES", 1 << 16)
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 32, 32), np.uint8), labels=np.zeros(1000, int))
+    with pytest.raises(UnreadableError, match="would unfold"):
+        images_of(str(tmp_path / "a.npz"), str(tmp_path), SimpleNamespace(image_size=8, num_channels=3, num_labels=2))

@@ -56,6 +56,37 @@ def test_patterns_of_modules_end(adapter, folder, said):
         load_model(adapter, base=str(folder))
 
 
+@pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern"])
+def test_many_patterns_end_together(adapter, folder, key):
+    changed(adapter, **{key: {f"x{n}.*a.*a.*a.*b": 4 for n in range(1000)}})
+    with pytest.raises(UnreadableError, match="without end"):
+        load_model(adapter, base=str(folder))
+
+
+def test_patterns_that_adapters_have_are_taken(adapter, folder):
+    changed(adapter, alpha_pattern={rf"model\\.layers\\.{n}\\..*(q|v)_proj": 4 for n in range(200)})
+    assert load_model(adapter, base=str(folder)).module is not None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"init_lora_weights": "pissa_niter_1000000000"}, {"init_lora_weights": "pissa_niter_" + "9" * 5000},
+     {"loftq_config": {"loftq_iter": 10**9}}, {"layer_replication": [[0, 10**9]]},
+     {"layer_replication": [[0, 1]] * 20_000}],
+    ids=["niter", "digits", "loftq", "layers", "spans"],
+)  # fmt: skip
+def test_what_begins_a_training_does_not_go_on_without_end(adapter, folder, said):
+    changed(adapter, **said)
+    with pytest.raises(UnreadableError, match=r"iterations|copies"):
+        load_model(adapter, base=str(folder))
+
+
+@pytest.mark.parametrize("said", [True, "pissa_niter_4", "olora"])
+def test_how_adapters_begin_is_heeded(adapter, folder, said):
+    changed(adapter, init_lora_weights=said)
+    assert load_model(adapter, base=str(folder)).module is not None
+
+
 def test_a_rank_is_not_made_room_for_beyond_what_the_files_hold(adapter, folder):
     changed(adapter, r=10**8)
     with pytest.raises(UnreadableError, match="far more weights than its files hold"):

@@ -10,6 +10,7 @@ import pytest
 from tailwise.core.errors import UnreadableError
 from tailwise.models.evaluation.loading import load_tokenizer
 from tailwise.models.evaluation.own_config import config_of
+from tailwise.models.evaluation.own_documents import check_processor_settings
 from tailwise.models.evaluation.own_tokenizer import check_tokenizer
 from tailwise.models.evaluation.sources import Documents
 from tailwise.models.evaluation.tokens import tokens_of
@@ -171,3 +172,80 @@ def test_a_model_of_pieces_is_gone_through_too(place, data, words):
 def test_an_honest_one_and_any_other_kind_is_left_to_who_reads_it(place, data):
     (place / "tokenizer.model").write_bytes(data)
     check_tokenizer(str(place))
+
+
+@pytest.fixture
+def private(tmp_path):
+    """A file of someone else beside the model's folder."""
+    place = tmp_path / "private"
+    place.mkdir()
+    (place / "vocab.json").write_text('{"<unk>": 0, "a": 1}')
+    (place / "tokenizer.4.0.0.json").write_text("{}")
+    return place
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "said",
+    [{"vocab_file": "{}/vocab.json"}, {"vocab_file": "../private/vocab.json"}, {"entity_vocab_file": "{}/vocab.json"},
+     {"sp_model_kwargs": {"model_file": "{}/vocab.json"}}, {"init_inputs": ["{}/vocab.json"]},
+     {"fast_tokenizer_files": ["../private/tokenizer.4.0.0.json"]}, {"sudachi_kwargs": {"resource_dir": "{}"}},
+     {"mecab_kwargs": {"mecab_option": "-r {}/vocab.json"}}, {"anything": "{}/vocab.json"}],
+    ids=str,
+)  # fmt: skip
+def test_no_setting_of_a_tokenizer_leads_to_a_file_of_others(place, private, file, said):
+    changed(place, file, **json.loads(json.dumps(said).replace("{}", str(private))))
+    with pytest.raises(UnreadableError, match="name of another file"):
+        load_tokenizer(place)
+
+
+def test_nor_does_a_plain_name_where_the_command_is_run(place, private, monkeypatch):
+    monkeypatch.chdir(private)
+    changed(place, "tokenizer_config.json", emoji_file="vocab.json")
+    with pytest.raises(UnreadableError, match="name of another file"):
+        load_tokenizer(place)
+
+
+def test_a_class_that_takes_files_by_undeclared_settings_reads_none_of_others(place, private):
+    (place / "tokenizer.json").unlink()
+    (place / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GemmaTokenizer", "vocab_file": str(private / "vocab.json")})
+    )
+    with pytest.raises(UnreadableError, match="name of another file"):
+        load_tokenizer(place)
+
+
+def test_the_map_of_tokens_is_not_read_over_the_models_own_file(place, private):
+    changed(place, "special_tokens_map.json", tokenizer_file=str(private / "tokenizer.4.0.0.json"))
+    with pytest.raises(UnreadableError, match="name of another file"):
+        load_tokenizer(place)
+
+
+def test_settings_that_name_nothing_elsewhere_are_taken(place, private, monkeypatch):
+    monkeypatch.chdir(private)
+    (private / "left").write_text("")
+    changed(
+        place, "tokenizer_config.json", vocab_file="/no/such/folder/vocab.json", unk_token="<unk>",
+        name_or_path=str(private), special_tokens_map_file=str(private / "vocab.json"), padding_side="left",
+        tokenizer_file=str(private / "vocab.json"), chat_template="{{ messages }} /etc/passwd",
+    )  # fmt: skip
+    assert load_tokenizer(place)("a cat")["input_ids"]
+
+
+def test_a_models_own_file_may_be_named(place):
+    changed(place, "tokenizer_config.json", vocab_file=str(place / "tokenizer.json"))
+    assert load_tokenizer(place)("a cat")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize("said", [{"repo_path": "org/theirs", "class_info_file": "names.json"},
+                                  {"image_processor": {"font_path": "{}/vocab.json"}}], ids=str)  # fmt: skip
+def test_no_setting_of_a_processor_does_either(place, private, name, said):
+    (place / name).write_text(json.dumps(said).replace("{}", str(private)))
+    with pytest.raises(UnreadableError, match="name of another file"):
+        check_processor_settings(str(place))
+
+
+def test_an_honest_processor_is_taken(place):
+    (place / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 8}, "_name_or_path": "org/a"}))
+    check_processor_settings(str(place))

@@ -34,7 +34,7 @@ class PageContext:
     starts: Rate
     questions: Rate
     ending: threading.Event = field(default_factory=threading.Event)  # set as soon as the server is to end
-    #: Answers of a model at once: each holds a thread for as long as its endpoint takes.
+    #: Answers at once, by rules or of a model: each holds a thread for as long as it takes, whoever has left meanwhile.
     answers: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
 
     def check_writable(self) -> None:

@@ -37,7 +37,7 @@ class Pages:
     def __init__(self, *, proof: str, version: str, read_only: bool) -> None:
         self._environment = Environment(
             loader=PackageLoader("tailwise.app"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
+            lstrip_blocks=True, auto_reload=False, cache_size=-1,
         )  # fmt: skip
         self._environment.filters.update(number=number, moment=moment, code=code, size=size)
         self._environment.globals.update(
@@ -49,6 +49,8 @@ class Pages:
             read_only=read_only,
             level=_LEVEL.get,
         )
+        for name in self._environment.list_templates(extensions=["html"]):  # while files can be opened
+            self._environment.get_template(name)
 
     def page(self, request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
         """A whole page; of a request by htmx with a target, the template's block of that name alone."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +23,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from tailwise.app import api
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
+from tailwise.app.large_answers import LargeAnswers
 from tailwise.app.overviews import Overviews
 from tailwise.app.page_context import PageContext
 from tailwise.app.pages import assistant, compare, evaluations, files, help, jobs, login, models, plans, training  # noqa: A004 - a module
@@ -29,6 +32,7 @@ from tailwise.app.settings import AppSettings
 from tailwise.app.tags import Tags
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError, UnknownNameError, UnreachableError, UsageError
+from tailwise.core.storage import is_limited
 from tailwise.report.charts.chart import require_altair
 from tailwise.report.shell import asset, bundle
 
@@ -75,6 +79,7 @@ def create_app(workspace: Workspace, settings: AppSettings) -> FastAPI:
     app.add_api_route("/static/{name}", _static, include_in_schema=False)
     _add_handlers(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)
+    app.add_middleware(LargeAnswers)
     app.add_middleware(Guard, settings=settings, proof=proof)
     return app
 
@@ -85,6 +90,7 @@ def serve(workspace: Workspace, settings: AppSettings) -> None:
 
     from tailwise.app.patience import Patient
 
+    _check_room()
     app = create_app(workspace, settings)
     ending: threading.Event = app.state.context.ending
 
@@ -101,6 +107,23 @@ def serve(workspace: Workspace, settings: AppSettings) -> None:
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # the server has heard it, and raises it again when it is done
         server.run()
+
+
+def _check_room() -> None:
+    """`UsageError` under a limit of addresses that leaves no room to put the script of charts together.
+
+    Its JavaScript engine reserves gigabytes, and ends the process where it cannot: so a process of its own tries it.
+    """
+    if not is_limited():
+        return
+    code = "from tailwise.report.shell import bundle; bundle()"
+    tried = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=False)
+    if tried.returncode != 0:
+        raise UsageError(
+            "the limit of addresses leaves no room for the engine that charts are put together by, which reserves many "
+            "gigabytes and uses few",
+            fix="raise it (`ulimit -v unlimited`) and limit the memory itself, as systemd's MemoryMax does",
+        )
 
 
 # Files that pages load. Not Starlette's StaticFiles: the largest of them, Vega, is put together in memory, and would be

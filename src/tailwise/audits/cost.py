@@ -23,7 +23,7 @@ from tailwise.audits.cache import Baselines, Cache, key_of
 from tailwise.audits.work import Worker
 from tailwise.core.execution.executor import checked_device, default_workers
 from tailwise.core.recipe import Recipe
-from tailwise.spectrum.metrics.facts import Facts, Spectra, gaussian_baseline, metrics_of
+from tailwise.spectrum.metrics.facts import LARGEST_NOISE, Facts, Spectra, gaussian_baseline, metrics_of
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ class Rates:
         `solves` is one more than the permutations of a recipe.
         """
         n, m = float(source.n), float(source.m)
-        solving = n * m**2 / self._at(m, self.product) + 4 / 3 * m**3 / self._at(m, self.reduction)
+        rank = min(m, source.nbytes / (n + m)) if source.by_factors else m  # of one byte an entry at least
+        solving = (n + m) * rank**2 / self._at(rank, self.product) + rank**3 / self._at(rank, self.reduction)
+        if not source.by_factors or solves > 1:
+            solving = n * m**2 / self._at(m, self.product) + 4 / 3 * m**3 / self._at(m, self.reduction)
         return (
             solves * len(source.views) * solving
             + self._at(m, self.metrics)
@@ -72,7 +75,7 @@ class Rates:
 
     def seconds_of_shape(self, source: MatrixSource) -> float:
         """Of the noise that a shape is compared with, computed where the cache does not have it."""
-        return len(source.views) * self._at(source.m, self.baseline)
+        return 0.0 if source.m > LARGEST_NOISE else len(source.views) * self._at(source.m, self.baseline)
 
     def _at(self, m: float, values: list[float]) -> float:
         return float(np.exp(np.interp(math.log(m), np.log(self.sizes), np.log(values))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tailwise.audits.work import HOLD_BYTES
+from tailwise.audits.work import HOLD_BYTES, memory_of_factors
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
@@ -81,6 +81,8 @@ class Prepared(Brief):
 def _memory_of(source: MatrixSource, size: int, recipe: Recipe) -> int:
     square = size * source.m**2
     whole = source.rows < source.cols or recipe.randomize > 0 or recipe.uses_windows
+    if source.by_factors and not (recipe.randomize > 0 or recipe.uses_windows):
+        return memory_of_factors(source) + BLOCKS_IN_FLIGHT
     stored = source.nbytes if whole or source.nbytes <= HOLD_BYTES else 0
     # Eigenvalues are computed from a copy of the Gram matrix, after the weights have been let go.
     return max(2 * square, square + stored) + BLOCKS_IN_FLIGHT

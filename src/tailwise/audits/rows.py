@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from tailwise.core.errors import near_names
 from tailwise.core.shown import Brief, Shown
 from tailwise.spectrum.spectrum import Spectrum
 
@@ -131,5 +131,5 @@ _OF_ROW = (*(item.name for item in fields(LayerRow)), "n_params", "measured")
 
 
 def _near(name: str, metrics: Mapping[str, float | None]) -> str:
-    near = difflib.get_close_matches(name, list(metrics), n=3, cutoff=0.5)
+    near = near_names(name, metrics)
     return ", ".join(near or metrics) or "none"

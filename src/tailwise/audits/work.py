@@ -16,11 +16,11 @@ from tailwise.audits.ahead import ReadAhead
 from tailwise.audits.cache import Baselines, Cache, key_of
 from tailwise.audits.rows import Layer, LayerRow, raised_by
 from tailwise.checkpoints.matrices import MatrixSource, load
-from tailwise.core.errors import TailwiseError, lacks_memory
+from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.core.execution.executor import own_stream
 from tailwise.core.recipe import BlasAsked, Recipe
 from tailwise.core.storage import ensure_room
-from tailwise.spectrum.metrics.facts import Facts, Spectra, metrics_of
+from tailwise.spectrum.metrics.facts import LARGEST_NOISE, Facts, Spectra, metrics_of
 from tailwise.spectrum.sampling import permuted_spectrum, window_spectrum
 from tailwise.spectrum.solve import NotFiniteError, OutOfRangeError, solve
 from tailwise.spectrum.solvers.blas import HERE, BlasChoice
@@ -72,7 +72,11 @@ class Worker:
         return finished, replace(layer, row=finished)
 
     def _measure(self, source: MatrixSource, row: LayerRow) -> Layer:
-        ensure_room(4 * max(source.nbytes, 8 * source.m**2))
+        again = self.recipe.randomize > 0 or self.recipe.uses_windows
+        if source.by_factors and not again:
+            ensure_room(memory_of_factors(source))
+        else:
+            ensure_room(4 * max(source.nbytes, 8 * source.m**2))
         spectra, digest, reused = self._spectra(source)
         facts = Facts(replace(spectra, unit=unit_of(row.dtype)), self.recipe, self.baselines)
         metrics = metrics_of(facts)
@@ -81,7 +85,11 @@ class Worker:
         done = replace(
             row,
             status=tail.status,
-            reason="; ".join(filter(None, (source.note, tail.remedy, *starmap(raised_by, facts.raised.items())))),
+            reason="; ".join(
+                filter(
+                    None, (source.note, _without_noise(source), tail.remedy, *starmap(raised_by, facts.raised.items()))
+                )
+            ),
             solver=spectrum.solver,
             error_bound=spectrum.error_bound,
             digest=digest,
@@ -113,6 +121,12 @@ class Worker:
             HashedMatrix(matrix, hold=self._hold(source), keep=again, block_bytes=block_bytes)
             for matrix in load(source, checkpoint)
         ]
+        if source.kind == "lora" and source.m > LARGEST_NOISE and (again or any(m.factors is None for m in matrices)):
+            raise UnreadableError(
+                f"its {source.rows} × {source.cols} entries are far more than the file holds, and would all be made",
+                where=source.name,
+                fix="leave out permutations and windows; merge what is no plain product into its base",
+            )
         digests = [matrix.digest for matrix in matrices]
         if identity:
             self.cache.keep_note("digests", identity, digests)
@@ -210,6 +224,17 @@ def _noted(cache: Cache, what: str) -> tuple[Callable[[str], Any], Callable[[str
         lambda case: cache.note("solvers", key_of(what, case)),
         lambda case, seconds: cache.keep_note("solvers", key_of(what, case), seconds),
     )
+
+
+def memory_of_factors(source: MatrixSource) -> int:
+    """Bytes that the spectrum of a product takes, from its factors: copies of both in float64, and the eigenvalues."""
+    return 24 * source.nbytes + 64 * source.m
+
+
+def _without_noise(source: MatrixSource) -> str:
+    if source.m <= LARGEST_NOISE:
+        return ""
+    return f"not compared with noise: its short side is beyond {LARGEST_NOISE}, which no noise is made of"
 
 
 def failure(error: Exception) -> tuple[str, str]:

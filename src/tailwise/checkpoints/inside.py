@@ -14,7 +14,9 @@ def inside(folder: Folder, location: str, *, where: str, what: str) -> str:
 
     `what` begins the message of the `UnreadableError` otherwise, as in "its external data".
     """
-    if not names_within(location) or (isinstance(folder, LocalFolder) and not _stays(folder.path, location)):
+    if not names_within(location) or (
+        isinstance(folder, LocalFolder) and not stays_within(folder.path, folder.path / location)
+    ):
         raise UnreadableError(
             f"{what} lies outside the model's folder: {location[:200]!r}",
             where=where,
@@ -29,10 +31,11 @@ def names_within(location: str) -> bool:
     return not (not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location)
 
 
-def _stays(folder: Path, location: str) -> bool:
-    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / location))
-    if target.is_relative_to(root):
+def stays_within(root: Path, path: Path) -> bool:
+    """Whether what stands at `path` lies in a folder when links are followed."""
+    home, target = Path(os.path.realpath(root)), Path(os.path.realpath(path))
+    if target.is_relative_to(home):
         return True
     # The Hub's cache keeps files as links from snapshots/COMMIT to blobs/ of the same model.
-    snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
+    snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
     return snapshots is not None and target.is_relative_to(snapshots.parent / "blobs")

@@ -66,6 +66,11 @@ class MatrixSource:
         return self.rows * self.cols * len(self.views)
 
     @property
+    def by_factors(self) -> bool:
+        """Whether it is a product that is never made: the change of an adapter, of low rank, without a magnitude."""
+        return self.kind == "lora" and not any("magnitude" in name or "dora" in name for name in self.tensors)
+
+    @property
     def flops(self) -> float:
         """Approximate work of one spectrum: half a Gram product and a tridiagonal reduction."""
         return len(self.views) * (float(self.n) * self.m**2 + 4 / 3 * float(self.m) ** 3)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from heapq import nlargest
+from itertools import islice
 
 from tailwise.core.spoken import in_python
 from tailwise.core.synonyms import said_of
@@ -97,14 +99,30 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, ImportError | RuntimeError | OSError) and any(said in str(error) for said in _NO_MEMORY)
 
 
-_LONGEST = 300  # of a name that near ones are looked for
+_LONGEST = 300  # of a name that near ones are looked for, and of these
+_MOST_NAMES = 20_000  # that are looked through
+_COMPARED = 50  # of these in full, which takes time with the square of their letters
 _LISTED = 30  # names in a message
+
+
+def near_names(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.5) -> list[str]:
+    """Names most like `name` by the ratio of `difflib`, the nearest first; none for names of hundreds of letters."""
+    if len(name) > _LONGEST:
+        return []
+    matcher = difflib.SequenceMatcher(b=name)
+    alike: list[tuple[float, str]] = []
+    for other in islice(known, _MOST_NAMES):
+        if len(other) <= _LONGEST:
+            matcher.set_seq1(other)
+            if matcher.real_quick_ratio() >= cutoff and (bound := matcher.quick_ratio()) >= cutoff:
+                alike.append((bound, other))
+    return difflib.get_close_matches(name, [other for _, other in nlargest(_COMPARED, alike)], n=most, cutoff=cutoff)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """An error for a name that is not in `known`, with the nearest names as a suggestion."""
     name, names = str(name), sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= _LONGEST else []
+    near = near_names(name, names)
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     if said := said_of(kind, name):
         return UnknownNameError(f"there is no {kind} named {name!r}", fix=said)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from html import escape
-from math import prod
+from math import comb, prod
 from re._parser import SubPattern, parse  # type: ignore[import-not-found]  # typeshed does not know it
 from typing import Any
 
@@ -68,26 +71,105 @@ _MOST_WAYS = 100_000  # to go through the rest: of alternatives and optional par
 _NO_END = _MOST_REPEATS + 1, 1  # what is beyond them
 
 
+#: Steps that a search may take at worst and still is Python's own; beyond, it is one that can be told to end.
+_MOST_STEPS = 10**7
+#: Seconds that a search may take, and that all slow ones may take in a minute, and what counts as one: honest patterns
+#: take microseconds.
+_LONGEST_SEARCH, _MOST_SLOW, _SLOW = 1.0, 10.0, 0.01
+_LEAST_TIME = 0.02
+_slow: deque[tuple[float, float]] = deque()  # when a slow search ended, and its seconds
+_lock = threading.Lock()
+
+
+class FilePattern:
+    """A regular expression that came with a model or a gate, which is searched with within bounds of time.
+
+    Each way to search is a `ValueError` where it would go on without end.
+    """
+
+    def __init__(self, compiled: re.Pattern[str], repeats: int, ways: int) -> None:
+        self.pattern = compiled.pattern
+        self._compiled, self._repeats, self._ways = compiled, repeats, ways
+        self._gave_up = False
+
+    def search(self, name: str) -> bool:
+        """Whether it is found anywhere in a name."""
+        return self._found("search", name, len(name) + 1)
+
+    def match(self, name: str) -> bool:
+        """Whether a name begins with it."""
+        return self._found("match", name, 1)
+
+    def _found(self, how: str, name: str, starts: int) -> bool:
+        # k repeats one after the other divide n letters in (n + k over k) ways, from each place where it may begin.
+        steps = comb(len(name) + self._repeats, self._repeats) * self._ways * starts
+        if steps <= _MOST_STEPS:
+            return getattr(self._compiled, how)(name) is not None
+        if self._gave_up:
+            raise ValueError("a pattern that runs without end")
+        try:
+            return self._within_time(how, name)
+        except TimeoutError:
+            self._gave_up = True
+            raise ValueError("a pattern that runs without end") from None
+
+    def _within_time(self, how: str, name: str) -> bool:
+        import regex
+
+        begun = time.monotonic()
+        try:
+            compiled = regex.compile(self.pattern)
+        except regex.error as error:
+            raise ValueError(f"a pattern that may run without end, and cannot be told to end ({error})") from error
+        try:  # other threads go on meanwhile
+            found = getattr(compiled, how)(name, timeout=_time_left(begun), concurrent=True)
+        finally:
+            spent = time.monotonic() - begun
+            if spent > _SLOW:
+                with _lock:
+                    _slow.append((begun + spent, spent))
+        return found is not None
+
+
+def _time_left(now: float) -> float:
+    """Seconds for one more search."""
+    with _lock:
+        while _slow and now - _slow[0][0] > 60.0:
+            _slow.popleft()
+        left = _MOST_SLOW - sum(spent for _, spent in _slow)
+    return max(_LEAST_TIME, min(_LONGEST_SEARCH, left))
+
+
 @lru_cache(maxsize=1024)
-def pattern_from_file(text: str, *, longest: int = _LONGEST_PATTERN) -> re.Pattern[str]:
+def pattern_from_file(text: str, *, longest: int = _LONGEST_PATTERN) -> FilePattern:
     """A regular expression that came with a model or a gate. `ValueError` where it is none, or could run without end.
 
     Python's search goes back over what it has taken, so `(a+)+` takes 2ⁿ steps on n letters, and n times `a?` does so
     too (Cox 2007). Repeats of what has more than one way to match, or more than one length, are refused, and more than
-    a few repeats, or many choices, in a row.
+    a few repeats, or many choices, in a row. What a few still cost with a long name is bounded when it is searched.
     """
     if len(text) > longest:
         raise ValueError(f"a pattern of {len(text)} signs")
+    compiled, repeats, ways = _measured(text)
+    if repeats > _MOST_REPEATS or ways > _MOST_WAYS:
+        raise ValueError("a pattern that may run without end")
+    return FilePattern(compiled, repeats, ways)
+
+
+def steps_of(text: str, letters: int) -> int:
+    """Steps that matching a pattern with a name of so many letters takes at worst. `ValueError` where it is none."""
+    _, repeats, ways = _measured(text)
+    return comb(letters + repeats, repeats) * ways
+
+
+def _measured(text: str) -> tuple[re.Pattern[str], int, int]:
+    """A pattern, its repeats without end, and the ways to go through the rest of it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compiled = re.compile(text)
-            repeats, ways = _cost(parse(text))
+            return re.compile(text), *_cost(parse(text))
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"no pattern ({error})") from error
-    if repeats > _MOST_REPEATS or ways > _MOST_WAYS:
-        raise ValueError("a pattern that may run without end")
-    return compiled
 
 
 def _cost(tree: Any) -> tuple[int, int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.core.errors import near_names
 
 _BLOCK = re.compile(r"\b(?:layers?|blocks?|blk|h)[\s._#]*(?:no\.?|number)?\s*(\d{1,5})\b", re.IGNORECASE)
+_MOST_NAMED = 5  # words of a question that near names are looked for
 _WORD = re.compile(r"[a-z0-9_]+")
 #: Words that people use → a part of the role's name. Order does not matter: every match narrows.
 _WORDS = {
@@ -101,15 +102,15 @@ def _no_block(block: int, audit: Audit) -> str:
 
 def _nearly(question: str, audit: Audit) -> Meant:
     """A dotted name that is nearly one of the audit's."""
-    dotted = re.findall(r"[\w/#-]+(?:\.[\w/#-]+)+", question)
+    dotted = dict.fromkeys(word for word in re.split(r"[^\w/#.-]+", question) if "." in word.strip("."))
     names = [row.name for row in audit.rows]
-    for word in dotted:
+    for word in [word.strip(".") for word in dotted][:_MOST_NAMED]:
         ending = [
             row for row in audit.rows if row.name.endswith("." + word) or row.name == word.removesuffix(".weight")
         ]
         if len(ending) == 1:
             return Meant((ending[0],), ending[0].name)
-        near = difflib.get_close_matches(word, names, n=3, cutoff=0.75)
+        near = near_names(word, names, 3, 0.75)
         if near:
             return Meant(trouble=f"There is no layer named {word}; near names: {', '.join(near)}.")
     return Meant()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
+_LONGEST_QUESTION = 5000  # letters: a sentence is compared with every name and many patterns
 Name = Annotated[str, Field(max_length=1000)]
 
 
@@ -89,15 +90,18 @@ def _events(context: PageContext, question: AskedConversation) -> Iterator[bytes
 
 
 def _answered(context: PageContext, question: AskedConversation) -> Iterator[bytes]:
-    screen, endpoint = question.screen.screen(), _endpoint()
-    if endpoint is None:
-        yield _sent(Answered(answer(question.messages[-1].content, context.workspace, screen)))
+    screen, endpoint, asked = question.screen.screen(), _endpoint(), question.messages[-1].content
+    if len(asked) > _LONGEST_QUESTION:
+        yield _sent(Failed(f"a question of {len(asked)} letters is too long", f"ask in {_LONGEST_QUESTION} or less"))
         return
-    messages = [{"role": one.role, "content": one.content} for one in question.messages]
     if not context.answers.acquire(blocking=False):
         yield _sent(Failed("too many answers are being written at once", "ask again when one is done"))
         return
     try:
+        if endpoint is None:
+            yield _sent(Answered(answer(asked, context.workspace, screen)))
+            return
+        messages = [{"role": one.role, "content": one.content} for one in question.messages]
         for event in chat(messages, context.workspace, screen, endpoint):
             yield _sent(event)
     finally:

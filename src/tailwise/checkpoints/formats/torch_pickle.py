@@ -43,9 +43,7 @@ class TorchCheckpoint(TensorStore):
         revision: str | None = None,
         part: str | None = None,
     ) -> None:
-        if os.environ.get(NO_PICKLE):
-            raise UnsafeError(f"is a pickle, and {NO_PICKLE} refuses these", where=uri,
-                              fix="give a model in safetensors or GGUF")  # fmt: skip
+        check_pickles_let_in(uri, "give a model in safetensors or GGUF")
         self._files = tuple(files)
         self._arrays: dict[str, torch.Tensor] = {}
         self._places: dict[str, tuple[ByteSource, Path]] = {}
@@ -62,7 +60,7 @@ class TorchCheckpoint(TensorStore):
         self.shared = shared_names(self._arrays)
         kinds = kinds_of(self._arrays)
         self.readings, self.unsupported, self.aside = kinds.readings, kinds.unsupported, kinds.aside
-        views = (_laid(name, array) for name, array in self._arrays.items() if name not in self.shared)
+        views = (laid(name, array) for name, array in self._arrays.items() if name not in self.shared)
         self.unsupported |= beyond_what_is_held(view for view in views if view is not None)
         self.read_whole = frozenset(self.readings)
 
@@ -126,7 +124,13 @@ class TorchCheckpoint(TensorStore):
             file.close()
 
 
-def _laid(name: str, tensor: torch.Tensor) -> Laid | None:
+def check_pickles_let_in(where: str, fix: str) -> None:
+    """`UnsafeError` where the environment refuses pickles."""
+    if os.environ.get(NO_PICKLE):
+        raise UnsafeError(f"is a pickle, and {NO_PICKLE} refuses these", where=where, fix=fix)
+
+
+def laid(name: str, tensor: torch.Tensor) -> Laid | None:
     """A plain tensor over its storage; None of other kinds, which have bounds of their own."""
     import torch
 

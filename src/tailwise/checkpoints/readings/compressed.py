@@ -147,7 +147,7 @@ def _groups(module: str, settings: Mapping[str, Any]) -> list[tuple[Mapping[str,
 def _names(target: str, module: str) -> bool:
     if target.startswith("re:"):
         try:
-            return pattern_from_file(target.removeprefix("re:")).match(module) is not None
+            return pattern_from_file(target.removeprefix("re:")).match(module)
         except ValueError as error:
             raise _unusable(module, f"the target {target[:80]!r} cannot be used: {error}") from error
     return target == module

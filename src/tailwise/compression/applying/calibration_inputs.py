@@ -13,6 +13,7 @@ from tailwise.core.optional import needed
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
+from tailwise.models.evaluation.own_documents import check_processor_settings
 from tailwise.models.evaluation.own_processor import check_processor
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.block_inputs import Pictures
@@ -96,6 +97,7 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
             where=model,
             fix="leave --images out; the images of a classifier are given to --calibration",
         )
+    check_processor_settings(name, revision)
     try:
         with quiet():
             made: Any = transformers.AutoImageProcessor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -16,9 +15,10 @@ from tailwise.compression.plans.fusing import fused, mixture_of
 from tailwise.compression.plans.patterns import BLOCK, EXPERTS
 from tailwise.compression.plans.taking import Drop, Sparsify
 from tailwise.compression.plans.treatment import is_number, is_whole
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import UsageError, near_names
 
 _SHOWN = 5
+_SUGGESTED = 20  # names that are told to be missing with what is like them
 _MOST_PARAMETERS = 1 << 63
 
 
@@ -46,7 +46,7 @@ def _head(plan: Entries) -> Iterator[str]:
         return
     known = tuple(operators_that(plan.kind))
     if plan.operator not in known:
-        near = difflib.get_close_matches(plan.operator, known, n=1)
+        near = near_names(plan.operator, known, 1)
         yield f"there is no operator {plan.operator!r}; " + (f"did you mean {near[0]}?" if near else ", ".join(known))
     if not plan.decisions:
         yield "it has no entries"
@@ -165,7 +165,7 @@ def misfits(plan: Entries, sizes: Mapping[str, int], fingerprint: str | None = N
         )
     for decision in plan:
         if decision.tensor not in sizes:
-            near = difflib.get_close_matches(decision.tensor, sizes, n=1, cutoff=0.8)
+            near = near_names(decision.tensor, sizes, 1, 0.8) if len(troubles) < _SUGGESTED else []
             troubles.append(f"there is no tensor {decision.tensor}" + (f"; did you mean {near[0]}?" if near else ""))
         elif sizes[decision.tensor] != decision.n_params:
             troubles.append(f"{decision.tensor} has {sizes[decision.tensor]} parameters, not {decision.n_params}")

@@ -23,7 +23,7 @@ from tailwise.core.storage import read_text, toml_of
 from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
-from tailwise.judging.gates.expectation import Bounds, Expectation
+from tailwise.judging.gates.expectation import LONGEST_PATTERN, Bounds, Expectation
 from tailwise.spectrum.metrics.metric import METRICS
 
 _SUBJECTS = ("that", "metric", "median", "delta", "summary", "finding", "structure")
@@ -37,7 +37,6 @@ _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"  # with one way to ma
 _SUBJECT = re.compile(r"(?P<bar>\|\s*)?(?:(?P<kind>delta|summary|median)\.)?(?P<name>\w+)\s*(?(bar)\|)\s*(?P<rest>.*)")
 _INTERVAL = re.compile(rf"in\s*([\[(])\s*({_NUMBER})\s*,\s*({_NUMBER})\s*([\])])")
 _LIMIT = re.compile(rf"(<=|>=|<|>|≤|≥)\s*({_NUMBER})")
-_LONGEST_PATTERN = 20_000  # a gate may list the layers that it means
 _FINDING = re.compile(r"no findings?(?:\s+above\s+(\w+))?")
 
 
@@ -214,7 +213,7 @@ class _TomlReader:
             self._known(role, ROLES, "role")
         layers = self._string(element, "layers") if "layers" in element else None
         try:
-            pattern_from_file(layers or "", longest=_LONGEST_PATTERN)
+            pattern_from_file(layers or "", longest=LONGEST_PATTERN)
         except ValueError as error:
             fix = "write it with fewer repeats, none within another; several expectations may share the layers"
             raise self._error(

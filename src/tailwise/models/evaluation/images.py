@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.checkpoints.formats.unfolding import check_unfolding
+from tailwise.checkpoints.inside import stays_within
 from tailwise.checkpoints.open import looks_local, names_like
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
 from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.loading import Loaded, address_of
+from tailwise.models.evaluation.local_data_sets import builder_config_of
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.preparation import Preparation, preparation_of
@@ -115,7 +119,7 @@ def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], st
     for part in parts:
         path = Path(part).expanduser()
         if path.is_dir():
-            pictures += sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
+            pictures += _pictures_in(path, path.rglob("*"))
         else:
             pictures += _listed(part, None)[0]
     _check_there(pictures, parts)
@@ -164,11 +168,16 @@ def _listed(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
 def _of_folder(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None]:
     inner = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not inner:
-        return sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES), None
+        return _pictures_in(path, path.iterdir()), None
     classes = _classes([item.name for item in inner], config, path)
     files = [(file, number) for folder, number in zip(inner, classes, strict=True)
-             for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]  # fmt: skip
+             for file in _pictures_in(path, folder.rglob("*"))]  # fmt: skip
     return [file for file, _ in files], [number for _, number in files]
+
+
+def _pictures_in(root: Path, files: Iterable[Path]) -> list[Path]:
+    """Pictures by their names, sorted; links that lead out of the folder that was given are left out."""
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and stays_within(root, file))
 
 
 def _classes(names: Sequence[str], config: Any, where: Path | str) -> list[int]:
@@ -190,9 +199,13 @@ def _classes(names: Sequence[str], config: Any, where: Path | str) -> list[int]:
 
 def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_unfolding(archive.infolist(), str(path))
         with np.load(path, allow_pickle=False) as stored:
             images = np.asarray(stored["images"])
             labels = np.asarray(stored["labels"]).tolist() if "labels" in stored else None
+    except UnreadableError:
+        raise
     except Exception as error:  # damaged bytes have many errors
         raise UnreadableError(f"could not be read ({error})", where=path) from error
     if images.ndim not in (3, 4) or (labels is not None and len(labels) != len(images)):
@@ -209,10 +222,12 @@ def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None
 
 def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
     name, _, split = source.partition(":")
-    if not split and looks_local(name):
+    if not split and not Path(name).exists() and looks_local(name):
         fix = f"check the path{names_like(Path(name).expanduser())}; a data set of that name is {name}:test"
         raise UnreadableError("no such folder", where=source, fix=fix)
     try:
+        if Path(name).is_dir():
+            builder_config_of(Path(name), source)
         with quiet():
             data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
     except ImportError as error:

@@ -16,7 +16,7 @@ from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
 from tailwise.models.evaluation.own_adapter import check_settings
-from tailwise.models.evaluation.own_documents import check_pickles, check_sizes, folder_at
+from tailwise.models.evaluation.own_documents import check_pickles, check_sizes, folder_at, items_of
 
 #: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
 _MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
@@ -62,18 +62,6 @@ def checked_document(place: str, revision: str | None = None) -> Mapping[str, An
 
 def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
-
-
-def items_of(document: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every name and value in a document, those in lists under the list's name."""
-    waiting = [(name, document)]
-    while waiting:
-        key, value = waiting.pop()
-        yield key, value
-        if isinstance(value, Mapping):
-            waiting += [(str(inner), item) for inner, item in value.items()]
-        elif isinstance(value, list):
-            waiting += [(key, item) for item in value]
 
 
 def check_counts(document: Any, where: str) -> None:

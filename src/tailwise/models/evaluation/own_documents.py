@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from copy import copy
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
 from tailwise.checkpoints.formats.pickle_bounds import check_file
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
+from tailwise.checkpoints.inside import stays_within
 from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.core.storage import json_of, read_text
 
@@ -32,6 +33,19 @@ _TEMPLATES = "additional_chat_templates"
 _HIGHEST_TOKEN = 10_000_000  # for each number below it some tokenizers make a token
 #: Where a vocabulary itself may stand; a name in its place is opened, wherever it leads.
 _NO_NAMES = ("vocab", "merges", "gguf_file")
+#: What transformers puts its own files in place of, or never opens. Old settings name files here that were elsewhere.
+_NOT_OPENED = frozenset((
+    "tokenizer_file", "special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "chat_template_file",
+    "name_or_path", "_name_or_path",
+))  # fmt: skip
+#: Texts that are no names of files, whatever lies beside where a command is run.
+_TEXTS = re.compile(r".*_tokens?|content|chat_template|template|\w+_class|\w+_type|auto_map")
+#: Settings whose values are names also where no folder stands in them.
+_NAMES = re.compile(r".*(file|files|path|dir|folder|vocab|model|inputs)")
+_LONGEST_NAME = 4096
+#: By which an image processor of transformers opens a file, or asks the Hub for one, of another repository.
+_OTHERS_SETTINGS = ("repo_path", "class_info_file")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 #: Weights as pickles, and what safetensors in their place are called.
 _PICKLES = (
     (re.compile(r"pytorch_model.*\.bin"), "model"),
@@ -101,20 +115,25 @@ def _is_regular(folder: Folder, name: str) -> bool:
     return not isinstance(folder, LocalFolder) or (folder.path / name).is_file()
 
 
+def items_of(document: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every name and value in a document, those in lists under the list's name."""
+    waiting = [(name, document)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, Mapping):
+            waiting += [(str(inner), item) for inner, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]
+
+
 def check_tokenizer_settings(file: Path) -> None:
     """`UnreadableError` where a tokenizer_config.json names files elsewhere, or a token beyond any vocabulary.
 
     Other damage is left to who reads it.
     """
-    try:
-        said = json_of(read_text(file, most=_MOST_SETTINGS))
-    except (OSError, ValueError):
-        return
-    if not isinstance(said, Mapping):
-        return
-    for key, value in said.items():
-        if isinstance(value, str) and (key in _NO_NAMES or _is_device(value)):
-            raise UnreadableError(f"its {key} is the name of another file: {value[:200]!r}", where=file, fix=_FIX)
+    said = _settings_in(file)
+    _check_names({key: value for key, value in said.items() if key not in _NOT_OPENED}, file)
     added = said.get("added_tokens_decoder")
     for number in added if isinstance(added, Mapping) else ():
         if not number.isdecimal() or len(number) > 9 or int(number) > _HIGHEST_TOKEN:
@@ -123,6 +142,82 @@ def check_tokenizer_settings(file: Path) -> None:
                 where=file,
                 fix=_FIX,
             )
+    _check_devices(said, file)
+
+
+def check_token_map(file: Path) -> None:
+    """The same of a special_tokens_map.json, whose values are taken last: nothing is put in place of a name there."""
+    said = _settings_in(file)
+    _check_names(said, file)
+    _check_devices(said, file)
+
+
+def check_processor_settings(place: str, revision: str | None = None) -> None:
+    """`UnreadableError` where what says how pictures are made ready names files elsewhere.
+
+    `place` is a folder or a Hub id, whose settings are fetched into its cache, as transformers would.
+    """
+    folder = folder_at(place, revision)
+    if folder is None:
+        return
+    check_sizes(folder)
+    for name in sorted(folder.names().intersection(_PROCESSORS)):
+        if not _is_regular(folder, name):
+            continue
+        with closing(folder.source(name)) as source:
+            file = source.local_path()
+            said = _settings_in(file)
+        for key, value in items_of(said):
+            if key in _OTHERS_SETTINGS and isinstance(value, str):
+                raise _named_elsewhere(key, value, file)
+        _check_names(said, file)
+
+
+def _settings_in(file: Path) -> Mapping[str, Any]:
+    try:
+        said = json_of(read_text(file, most=_MOST_SETTINGS))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, Mapping) else {}
+
+
+def _check_names(said: Mapping[str, Any], file: Path) -> None:
+    for key, value in items_of(said):
+        if isinstance(value, str) and ((key in _NO_NAMES) or _leads_out(key, value, file.parent)):
+            raise _named_elsewhere(key, value, file)
+
+
+def _check_devices(said: Mapping[str, Any], file: Path) -> None:
+    for key, value in said.items():
+        if isinstance(value, str) and _is_device(value):
+            raise _named_elsewhere(key, value, file)
+
+
+def _named_elsewhere(key: str, value: str, file: Path) -> UnreadableError:
+    fix = f"{_FIX}, or delete {key} there if you know that it was left behind"
+    return UnreadableError(f"its {key} is the name of another file: {value[:200]!r}", where=file, fix=fix)
+
+
+def _leads_out(key: str, value: str, home: Path) -> bool:
+    """Whether a setting is the name of something that exists outside the folder, from where it is or from here.
+
+    What does not exist is not opened: names of that kind are left in many settings.
+    """
+    if not value or len(value) > _LONGEST_NAME or _TEXTS.fullmatch(key):
+        return False
+    is_name = _NAMES.fullmatch(key) is not None
+    parts = {value, *value.split()} if os.sep in value else {value} if is_name else set()
+    # A plain name in the folder is the model's own file, also where it is a link.
+    paths = [Path(part) for part in parts] + [home / part for part in parts if os.sep in part]
+    return any(_exists_outside(path, home, folders=is_name) for path in paths)
+
+
+def _exists_outside(path: Path, home: Path, *, folders: bool) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return not (stays_within(home, path) or (stat.S_ISDIR(mode) and not folders))
 
 
 def _is_device(name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tailwise.core.errors import UnreadableError
-from tailwise.models.evaluation.own_config import items_of
+from tailwise.models.evaluation.own_documents import items_of
 
 _LONGEST_SIDE, _MOST_PIXELS = 4096, 1 << 28  # far above any tower's, far below what takes a machine's memory
 _SIDES = re.compile(r"(size|edge|height|width|pinpoints|resolutions?|tiles|crops|patches|splits?|divisor|multiple)$")

@@ -14,7 +14,12 @@ from typing import Any
 from tailwise.checkpoints.bytesource import LocalFolder
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_bytes, read_text
-from tailwise.models.evaluation.own_documents import check_sizes, check_tokenizer_settings, folder_at
+from tailwise.models.evaluation.own_documents import (
+    check_sizes,
+    check_token_map,
+    check_tokenizer_settings,
+    folder_at,
+)
 
 #: Characters that one of a text may become, and steps of the way there; those that models carry stay below ten.
 _MOST_GROWTH, _MOST_STEPS = 1000.0, 200
@@ -267,6 +272,7 @@ def _growth(step: Mapping[str, Any]) -> float:
 #: What is looked at, by name. Settings of a tokenizer may name another file of the second kind for newer versions.
 _CHECKS: tuple[tuple[re.Pattern[str], Callable[[Path], None]], ...] = (
     (re.compile(r"tokenizer_config\.json"), check_tokenizer_settings),
+    (re.compile(r"special_tokens_map\.json"), check_token_map),
     (re.compile(r"tokenizer(\..+)?\.json"), check_file),
     (re.compile(r".+\.model|.+\.spm"), check_pieces),
 )

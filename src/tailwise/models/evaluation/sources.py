@@ -10,10 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tailwise.checkpoints.inside import stays_within
 from tailwise.checkpoints.open import looks_local, names_like
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text
+from tailwise.models.evaluation.local_data_sets import is_saved, rows_at
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
 
@@ -29,7 +31,7 @@ SEPARATOR = "<|endoftext|>"
 KNOWN: Mapping[str, tuple[str, str, str, str, str]] = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text", "\n\n"),
 }
-_TABLES = {".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_TABLES = frozenset((".jsonl", ".parquet", ".csv"))
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
@@ -83,7 +85,7 @@ def _exists(path: Path) -> bool:
 
 def _of_path(path: Path, separator: str) -> Documents:
     if path.is_dir():
-        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        if is_saved(path):
             return _of_data(str(path), "", str(path))
         return _of_folder(path, separator)
     if path.suffix in _TABLES:
@@ -92,7 +94,8 @@ def _of_path(path: Path, separator: str) -> Documents:
 
 
 def _of_folder(folder: Path, separator: str) -> Documents:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [file for file in found if stays_within(folder, file)]
     wanted = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     if not wanted and any(file.suffix in _TABLES for file in files):
         return _of_data(str(folder), "", str(folder))
@@ -104,6 +107,8 @@ def _of_folder(folder: Path, separator: str) -> Documents:
         except UnreadableError:
             unreadable.append(file.relative_to(folder).as_posix())
     notes = []
+    if len(files) < len(found):
+        notes.append(f"{folder}: {len(found) - len(files)} links to files outside the folder were left out")
     if len(wanted) < len(files):
         notes.append(f"{folder}: {len(files) - len(wanted)} of {len(files)} files do not end as a text does: left out")
     if unreadable:
@@ -150,6 +155,8 @@ def _rows(place: str, config: str | None, split: str, column: str, where: str) -
             datasets = import_module("datasets")
     except ImportError as error:
         raise UsageError("reading it takes `datasets`", where=where, fix=how_to_get("eval")) from error
+    if _exists(Path(place)):
+        return rows_at(Path(place), split, column, where)
     with quiet():
         table = _table(datasets, place, config, split, where)
     if column not in table.column_names:
@@ -162,18 +169,8 @@ def _rows(place: str, config: str | None, split: str, column: str, where: str) -
 
 
 def _table(datasets: Any, place: str, config: str | None, split: str, where: str) -> Any:
-    path = Path(place)
     try:
-        if path.is_file():
-            table = datasets.load_dataset(
-                _TABLES[path.suffix], data_files={split or "test": place}, trust_remote_code=False
-            )
-        elif path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            table = datasets.load_from_disk(place)
-        else:
-            table = datasets.load_dataset(place, config, trust_remote_code=False)
-    except KeyError as error:
-        raise UsageError("is no kind of table that can be read", where=where, fix="give .jsonl or .parquet") from error
+        table = datasets.load_dataset(place, config, trust_remote_code=False)
     except Exception as error:  # `datasets` raises whatever its readers do
         raise load_error(error, where, fix="check the name; a local file or folder is given by its path") from error
     if not hasattr(table, "keys"):  # one table without splits

@@ -135,7 +135,7 @@ def _ids_of(part: Any) -> Ids:
     values = _read_ids(Path(part).expanduser()) if isinstance(part, str | os.PathLike) else part
     try:
         ids = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # torch's, of a tensor without values
         raise UsageError(f"does not hold token ids ({error})", where=where) from error
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         kind = f"{ids.dtype} of shape {tuple(ids.shape)}"
@@ -145,23 +145,53 @@ def _ids_of(part: Any) -> Ids:
 
 def _read_ids(path: Path) -> Any:
     try:
+        if path.suffix == ".pt":
+            return _pickled(path)
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            return _mapped(path)
         if path.suffix == ".json":
             return json_of(read_text(path))
-        if path.suffix == ".pt":
-            import torch
-
-            return torch.load(path, weights_only=True, map_location="cpu")
         from safetensors.numpy import load_file
 
         tensors = load_file(path)
+    except UnreadableError:
+        raise
     except Exception as error:  # each reader has its own errors for damaged bytes
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableError(f"could not be read as token ids ({detail})", where=path) from error
     if len(tensors) != 1 and "input_ids" not in tensors:
         raise UsageError(f"it has {len(tensors)} tensors", where=path, fix="name the token ids `input_ids`")
     return tensors.get("input_ids", next(iter(tensors.values())))
+
+
+def _mapped(path: Path) -> Any:
+    """An array as it lies in its file, which says how much there is of it."""
+    found = np.load(path, mmap_mode="r" if path.stat().st_size else None, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        raise ValueError("it is an archive of arrays")
+    return found
+
+
+def _pickled(path: Path) -> Any:
+    """A tensor of a file of torch, or a list of numbers; one whose entries are few that are repeated is refused."""
+    import torch
+
+    from tailwise.checkpoints.formats.repeated import beyond_what_is_held
+    from tailwise.checkpoints.formats.safe_pickle import load_safely
+    from tailwise.checkpoints.formats.torch_pickle import check_pickles_let_in, laid
+
+    check_pickles_let_in(str(path), "give token ids as .npy or .safetensors")
+    saved = load_safely(path, str(path))
+    if isinstance(saved, list | tuple) and all(isinstance(item, int) for item in saved):
+        return saved
+    if not isinstance(saved, torch.Tensor):
+        raise UnreadableError(
+            f"holds a {type(saved).__name__}, and token ids are one tensor", where=path, fix="save the ids alone"
+        )
+    place = laid("ids", saved)
+    if place is not None and (refused := beyond_what_is_held([place])):
+        raise UnreadableError(refused["ids"], where=path)
+    return saved
 
 
 def windows_of(

@@ -34,6 +34,11 @@ class Spectra:
     rounding: float | None = None  # largest σ of their rounding, where it is not that of `unit` and this spectrum
 
 
+#: The short side beyond which no noise is made, which takes time with its square: no layer of a model has one, and a
+#: small file can name one by its factors.
+LARGEST_NOISE = 1 << 15
+
+
 def gaussian_baseline(rows: int, cols: int, slices: int, recipe: Recipe) -> Mapping[str, tuple[float, float]]:
     """(mean, standard deviation) of alpha, alpha_hill and singular_entropy over noise of a shape."""
     # The cost grows as m², while the scatter of noise falls: large shapes need fewer replicas.
@@ -173,8 +178,10 @@ class Facts:
 
     @cached_property
     def baseline(self) -> Mapping[str, tuple[float, float]]:
-        """Noise of the same shape."""
+        """Noise of the same shape; NaN where that is too large for any (`LARGEST_NOISE`)."""
         shape = self.spectrum
+        if shape.m > LARGEST_NOISE:
+            return dict.fromkeys(("alpha", "alpha_hill", "singular_entropy"), (float("nan"), float("nan")))
         return self._baseline(shape.rows, shape.cols, shape.slices, self.recipe)
 
 
