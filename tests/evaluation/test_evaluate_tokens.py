@@ -76,7 +76,7 @@ def test_what_looks_like_a_path_is_never_looked_for_among_data_sets(name, tmp_pa
     assert ("there has stdlib.txt" in str(caught.value)) is name.startswith("there")
 
 
-@pytest.mark.parametrize("name", ["org/name", "there/name:test", "org/name/config:test:column"])
+@pytest.mark.parametrize("name", ["org/name", "there/name:test", "org/name.md:test", "org/name/config:test:column"])
 def test_what_may_be_a_data_set_is_asked_for(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()

@@ -65,8 +65,9 @@ def documents_of(source: str | os.PathLike[str] | Documents, *, separator: str =
     if rest and _exists(Path(place).expanduser()):
         return _of_data(str(Path(place).expanduser()), rest, text)
     path = Path(place).expanduser()
-    if path.suffix.lower() in {*TEXT_SUFFIXES, *_TABLES} or (not rest and looks_local(place)):
-        a_set = f"; a data set of that name is {place}:test" if _ID.fullmatch(place) else ""
+    table = path.suffix.lower() in _TABLES
+    if table or (not rest and (path.suffix.lower() in TEXT_SUFFIXES or looks_local(place))):
+        a_set = f"; a data set of that name is {place}:test" if _ID.fullmatch(place) and not table else ""
         raise UnreadableError("no such text file or folder", where=text, fix=f"check the path{names_like(path)}{a_set}")
     if _ID.fullmatch(place):
         return _of_data(place, rest, text)
