@@ -41,6 +41,14 @@ def test_a_line_says_how_much_of_what_and_how_long_still(time):
     assert told.line() == "100 % after 1:00 min: windows"
 
 
+def test_no_time_is_estimated_before_enough_is_done(time):
+    told = NowAndThen(time, "loading tuned and base")
+    time.now = 30.0
+    assert told.line() == "  0 % after 30 s: loading tuned and base"
+    told("windows", 0.05)
+    assert told.line() == "  5 % after 30 s: windows"
+
+
 def test_another_thing_has_a_time_of_its_own(time):
     told = NowAndThen(time)
     told("one", 1.0)

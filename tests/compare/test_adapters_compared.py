@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,8 +114,9 @@ def test_an_audit_of_a_change_says_so_and_replaces_no_other(folders, called, tmp
     assert called("audit", "lora", "--adapter", "merged")[0] == 0
     code, said = called("audit", "lora")
     assert code == 0
-    assert "the adapter's change of W alone" in said
-    assert "--adapter merged" in said
+    assert "NO VERDICT: this is the adapter's change alone; `tailwise audit" in " ".join(said.split())
+    assert "HEALTHY" not in said
+    assert "lora --adapter merged" in said
     modes = {path.name: adapter_mode(tw.Audit.load(path)) for path in tmp_path.glob("*.audit")}
     assert modes.pop("lora.audit") == "merged"
     assert list(modes.values()) == ["delta"]
@@ -152,3 +154,28 @@ def test_a_check_of_an_adapter_says_that_the_change_alone_was_measured(folders, 
     assert "--adapter merged" in said
     assert "ΔW alone" in (tmp_path / "m.md").read_text()
     assert "alone" not in called("check", "base", "--expect", "e.toml")[1]
+
+
+def test_a_diagnosis_of_an_adapter_folder_names_the_audit_that_judges_it(folders, called):
+    code, said = called("diagnose", "lora")
+    assert code == 3
+    assert "`tailwise audit lora --adapter merged`" in said
+    code, said = called("diagnose", "base")
+    assert "`tailwise audit base`" in said
+
+
+def test_a_change_that_breaks_any_model_is_a_verdict_all_the_same(folders):
+    audit = tw.audit("lora")
+    row = replace(audit.rows[0], status="NOT_FINITE", metrics={})
+    broken = tw.Audit([row, *audit.rows[1:]], {layer.name: layer for layer in audit}, audit.provenance)
+    health = tw.diagnose(broken).health
+    assert health is not None
+    assert health.word == "unhealthy"
+    assert "This is the adapter's change alone; `tailwise audit lora --adapter merged`" in health.why
+
+
+def test_an_adapter_given_before_its_base_is_told(folders, called):
+    code, said = called("compare", "lora", "base")
+    assert code == 0
+    assert "the first, lora, is an adapter of the second" in said
+    assert "is an adapter of the second" not in called("compare", "base", "lora")[1]

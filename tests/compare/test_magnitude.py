@@ -58,3 +58,29 @@ def test_the_known_changes_say_their_source_and_stand_in_order():
 def test_a_matrix_and_another_of_its_norm_are_the_root_of_two_apart():
     one, other = RNG.standard_normal((2, 400, 300))
     assert np.linalg.norm(one - other) / np.linalg.norm(one) == pytest.approx(KNOWN[-1].low, rel=0.02)
+
+
+def test_how_far_the_weights_moved_is_said_first():
+    found = compared(11.0)
+    assert found.conclusion.startswith("The weights moved 11 times their own norm in the median and 11 times at most (")
+    assert "as two unrelated models differ by 1.4: these are two models. " in found.conclusion
+    assert markdown(found).splitlines()[2] == found.conclusion
+    assert found.to_json()["conclusion"] == found.conclusion
+    assert "--weights" not in markdown(found)
+
+
+def test_one_layer_that_moved_so_far_is_counted():
+    after = dict(BASE)
+    after["layers.2.up.weight"] = 4 * RNG.standard_normal((64, 48))
+    after["layers.1.up.weight"] = BASE["layers.1.up.weight"] * 1.01
+    after["layers.0.up.weight"] = BASE["layers.0.up.weight"] * 1.01
+    both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (BASE, after)]
+    found = tw.comparing.difference(*both, models=(BASE, after)).comparison
+    assert "1 of 3 moved at least as far as another, independent matrix" in found.magnitude
+
+
+def test_without_weights_the_way_to_them_is_named():
+    after = {name: 1.5 * W for name, W in BASE.items()}
+    both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (BASE, after)]
+    assert "compare BASE MODEL --weights` measures" in markdown(tw.compare(*both)).splitlines()[4]
+    assert "--weights" not in markdown(tw.compare(both[0], both[0]))

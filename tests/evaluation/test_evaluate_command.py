@@ -9,8 +9,9 @@ import typer
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
-from tailwise.models.evaluation.scores import TaskScore
+from tailwise.models.evaluation.scores import ScoreChange, TaskScore
 from tailwise.models.evaluation.tasks import SUITES, expanded, mean_of
+from tailwise.report.evaluations.evaluation_tables import p_words
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def command(capsys, tmp_path, monkeypatch):
     from tailwise.cli.evaluate_command import evaluate as evaluate_command
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tailwise.core.errors._on_command_line", lambda: True)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(evaluate_command)
 
@@ -85,6 +87,29 @@ def test_a_comparison_says_its_verdict(command, folder, story):
     assert "no difference seen" in out
     assert f"No difference between {folder} and {folder} was seen on this text: perplexity × 1 (95 %: 1 to 1)" in out
     assert "the verdict is of the loss alone" in out
+    assert out.startswith("No difference between"), "the sentence stands above the tables"
+
+
+def test_an_adapter_scored_alone_is_told_what_to_hold_it_against(command, folder, story, adapter):
+    _, out, _ = command(adapter, "--text", story, "--window", 32)
+    assert f"whether the fine-tune cost something: --against {folder}" in " ".join(out.split())
+    _, out, _ = command(adapter, "--text", story, "--window", 32, "--against", folder)
+    assert "whether the fine-tune" not in out
+
+
+def test_that_windows_are_few_is_said_once(command, folder, story):
+    _, out, _ = command(folder, "--text", story, "--window", 32, "--max-windows", 4, "--against", folder)
+    said = " ".join(out.split())
+    assert said.count("too few to tell a difference from chance") == 1
+    assert "windows are few" not in said
+
+
+@pytest.mark.parametrize(
+    ("p", "runs", "words"),
+    [(0.0002, 33, "≤ 0.0002"), (0.0004, 33, "0.0004"), (2 / 2**7, 7, "0.016"), (0.03, None, "0.03"), (None, 5, "–")],
+)
+def test_p_at_the_floor_of_the_random_flips_is_a_bound(p, runs, words):
+    assert p_words(ScoreChange("x", 1.0, 2.0, 1.0, None, p, 99, "worse", runs)) == words
 
 
 def test_saved_scores_stand_for_models(command, folder, story):
@@ -211,3 +236,14 @@ def test_an_adapter_without_a_base_asks_for_one(command, folder, story, adapter)
     assert "--base MODEL" in said
     code, _, said = command(adapter, "--text", story, "--window", 32, "--base", folder)
     assert (code, said) == (0, "")
+
+
+def test_a_base_that_looks_like_a_path_is_not_asked_of_the_hub(command, folder, story, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base-8m").mkdir()
+    code, _, err = command(folder, "--against", "models/base", "--text", story)
+    assert code == 3
+    assert "no such folder" in err
+    assert "base-8m" in err

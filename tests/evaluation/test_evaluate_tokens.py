@@ -65,6 +65,25 @@ def test_what_is_not_there_is_an_error(name):
         documents_of(name)
 
 
+@pytest.mark.parametrize("name", ["there/stdlibb.txt", "there/gone", "./org/name", "~/org/name", "org/name.md"])
+def test_what_looks_like_a_path_is_never_looked_for_among_data_sets(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tailwise.models.evaluation.sources._rows", lambda *_: pytest.fail("a data set was asked for"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "stdlib.txt").write_text("x")
+    with pytest.raises(UnreadableError, match="no such text file or folder") as caught:
+        documents_of(name)
+    assert ("there has stdlib.txt" in str(caught.value)) is name.startswith("there")
+
+
+@pytest.mark.parametrize("name", ["org/name", "there/name:test", "org/name.md:test", "org/name/config:test:column"])
+def test_what_may_be_a_data_set_is_asked_for(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("tailwise.models.evaluation.sources._rows", lambda *_: ["a row"])
+    assert documents_of(name).texts == ("a row",)
+
+
 def test_one_document_is_tokenized_as_the_tokenizer_does_by_itself(tokenizer, tmp_path):
     found = tokens_of(Documents(("ab c",)), tokenizer)
     assert found.ids.tolist() == tokenizer("ab c")["input_ids"]

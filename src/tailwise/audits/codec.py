@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import secrets
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -112,9 +113,15 @@ def load(path: str | Path) -> AuditParts:
         if not exists(path):
             raise UnreadableError("no such audit", where=path, fix="run `tailwise audit MODEL` first") from error
         if (folder := Path(path)).is_dir() and not (folder / "provenance.json").exists():
-            fix = f"of a model, run `tailwise audit {folder}` first, and give what it writes"
+            fix = f"of a model, run `{_audit_of(folder)}` first, and give what it writes"
             raise UnreadableError("is a folder that holds no audit", where=path, fix=fix) from error
         raise UnreadableError(f"is not a readable audit ({_detail(error)})", where=path, fix=_AGAIN) from error
+
+
+def _audit_of(folder: Path) -> str:
+    """The command that audits a folder, of an adapter with the model that it adapts."""
+    merged = " --adapter merged" if (folder / "adapter_config.json").is_file() else ""
+    return f"tailwise audit {shlex.quote(str(folder))}{merged}"
 
 
 _AGAIN = (

@@ -146,12 +146,27 @@ def hub_model(name: str) -> HubAddress:
     address = parse_hub(name, None)
     path = Path(name).expanduser()
     if not name.startswith("hf://") and _FILE_SUFFIX.search(name):
-        beside = _names_like(path)
+        beside = names_like(path)
         fix = f"check the path{beside}" if beside else "check the path"
         raise UnreadableError("no such file", where=name, fix=fix)
     if address is None:
-        raise UnreadableError("no such folder", where=name, fix="give a folder, or a Hugging Face id as org/name")
+        fix = f"give a folder, or a Hugging Face id as org/name{names_like(path)}"
+        raise UnreadableError("no such folder", where=name, fix=fix)
+    if looks_local(name) and not name.startswith("hf://") and cached_snapshot(address) is None:
+        fix = f"check the path{names_like(path)}; a model on the Hub of that name is hf://{name}"
+        raise UnreadableError("no such folder", where=name, fix=fix)
     return address
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name that is nowhere on this machine means a place on it, and no `org/name` of the Hub.
+
+    So it is where it begins as a path does, or the folder that it would lie in is there.
+    """
+    if _URL.match(name):
+        return False
+    path = Path(name)
+    return path.is_absolute() or name.startswith((".", "~")) or (len(path.parts) > 1 and _exists(path.parent))
 
 
 def _locate_hub_or_say(address: HubAddress, path: Path) -> tuple[Folder, str | None]:
@@ -159,7 +174,7 @@ def _locate_hub_or_say(address: HubAddress, path: Path) -> tuple[Folder, str | N
     try:
         return _locate_hub(address)
     except UnreadableError as error:
-        beside = _names_like(path)
+        beside = names_like(path)
         if not beside and "local path" in error.what:
             raise
         said = f"no local path {path} exists{beside}"
@@ -167,7 +182,7 @@ def _locate_hub_or_say(address: HubAddress, path: Path) -> tuple[Folder, str | N
         raise type(error)(error.what, where=error.where, fix=fix) from error
 
 
-def _names_like(path: Path) -> str:
+def names_like(path: Path) -> str:
     """What lies in the folder of a path that does not exist, nearest names first; "" where there is no such folder."""
     try:
         names = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))

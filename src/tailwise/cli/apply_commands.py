@@ -270,10 +270,12 @@ def _recovered_table(recovered: Recovered) -> Grid:
 
 
 def _lines(recovered: Recovered) -> Iterator[str]:
+    from tailwise.report.evaluations.evaluation_tables import p_equation
+
     change = recovered.comparison.perplexity
     if change is not None and change.change is not None:
         around = "" if change.interval is None else " [{:+.4f}, {:+.4f}]".format(*change.interval)
-        p = "" if change.p is None else f", p = {change.p:.2g}"
+        p = "" if change.p is None else f", {p_equation(change)}"
         yield f"{change.change:+.4f} nats a token{around}{p}: {change.verdict}, over {change.n} windows"
     for task in recovered.comparison.tasks:
         around = "" if task.interval is None else " [{:+.4f}, {:+.4f}]".format(*task.interval)

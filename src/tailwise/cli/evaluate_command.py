@@ -174,6 +174,7 @@ def _write(scores: Scores | ScoreComparison, path: str) -> None:
 def _found(
     model: str, against: str | None, text: list[str] | None, tokenizer: str | None, options: Any
 ) -> Scores | ScoreComparison:
+    from tailwise.models.evaluation.adapters import base_of, is_adapter
     from tailwise.models.evaluation.evaluate import evaluate as evaluate_models
     from tailwise.models.evaluation.score_pairs import compare_scores
     from tailwise.models.evaluation.scores import Scores
@@ -183,8 +184,12 @@ def _found(
         if not isinstance(base, Scores):
             raise UsageError("saved scores are compared with saved scores", where=model, fix="give --against base.json")
         return compare_scores(Scores.load(model), base, seed=options.seed)
-    with counted(last_part) as show:
+    loading = f"loading {' and '.join(last_part(one) for one in (model, base) if isinstance(one, str))}"
+    with counted(last_part, loading) as show:
         scores = evaluate_models(model, text=text, against=base, tokenizer=tokenizer, options=options, progress=show)
+    if isinstance(scores, Scores) and is_adapter(model):
+        hint = f"whether the fine-tune cost something: --against {base_of(model, options.base)}"
+        scores = replace(scores, notes=(*scores.notes, hint))
     return _sized(scores)
 
 
@@ -237,16 +242,16 @@ def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool
         sys.stdout.write(as_text(scores.to_json()))
     else:
         both = [scores.base, scores.model] if isinstance(scores, ScoreComparison) else [scores]
+        if isinstance(scores, ScoreComparison) and scores.conclusion:
+            screen.print(scores.conclusion, style="bold", markup=False, soft_wrap=True)
+            screen.print("", markup=False)
         screen.print(models_in(both))
         of_both = (changes_in(scores), divergence_in(scores)) if isinstance(scores, ScoreComparison) else ()
         for part in (tasks_in(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
-        if isinstance(scores, ScoreComparison) and scores.conclusion:
-            if scores.divergence is not None:
-                screen.print(HOW_FAR, style="dim", markup=False, soft_wrap=True)
-            screen.print("", markup=False)
-            screen.print(scores.conclusion, style="bold", markup=False, soft_wrap=True)
+        if isinstance(scores, ScoreComparison) and scores.divergence is not None:
+            screen.print(HOW_FAR, style="dim", markup=False, soft_wrap=True)
         for note in notes_in(scores, both):
             screen.print(note, style="yellow", markup=False, soft_wrap=True)
     for path in outputs:

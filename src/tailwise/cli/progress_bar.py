@@ -68,11 +68,15 @@ def shown(bar: Progress) -> Iterator[Progress]:
         yield bar
 
 
+#: Of all, what must be done before the time that is left is estimated: the first part also loads what the rest has.
+_ENOUGH = 0.1
+
+
 class NowAndThen:
     """What is being done and how much of it, as a line of text with the time that is left at this rate."""
 
-    def __init__(self, read: Callable[[], float] = time.monotonic) -> None:
-        self._read, self._began, self._said = read, read(), ("starting", 0.0)
+    def __init__(self, read: Callable[[], float] = time.monotonic, starting: str = "starting") -> None:
+        self._read, self._began, self._said = read, read(), (starting, 0.0)
 
     def __call__(self, what: str, share: float) -> None:
         """Take note of it; `share` is of all, from 0 to 1. Another thing that begins at 0 has a time of its own."""
@@ -83,7 +87,7 @@ class NowAndThen:
     def line(self) -> str:
         """The line, of now."""
         (what, share), spent = self._said, self._read() - self._began
-        left = f", about {clock_words(spent / share - spent)} left" if 0 < share < 1 else ""
+        left = f", about {clock_words(spent / share - spent)} left" if _ENOUGH <= share < 1 else ""
         return f"{100 * share:3.0f} % after {clock_words(spent)}{left}: {what}"
 
 
@@ -96,9 +100,9 @@ def clock_words(seconds: float) -> str:
 
 
 @contextmanager
-def now_and_then(*, quiet: bool, every: float = 30.0) -> Iterator[NowAndThen]:
+def now_and_then(*, quiet: bool, every: float = 30.0, starting: str = "starting") -> Iterator[NowAndThen]:
     """A line on stderr every `every` seconds while the block runs, also where nothing moves; none where `quiet`."""
-    told, ended = NowAndThen(), threading.Event()
+    told, ended = NowAndThen(starting=starting), threading.Event()
 
     def tell() -> None:
         while not ended.wait(every):
@@ -120,10 +124,10 @@ def last_part(name: str) -> str:
 
 
 @contextmanager
-def counted(label: Callable[[str], str] = str) -> Iterator[Callable[[str, int, int], None]]:
+def counted(label: Callable[[str], str] = str, starting: str = "starting") -> Iterator[Callable[[str, int, int], None]]:
     """Takes what is done, how much of it and how much in all: a bar on stderr for each, which leaves nothing behind.
 
-    Where that is no terminal, a line now and then.
+    Where that is no terminal, a line now and then; `starting` is what it says before anything is done.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -132,7 +136,7 @@ def counted(label: Callable[[str], str] = str) -> Iterator[Callable[[str, int, i
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars: dict[str, Any] = {}
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+    with shown(bar), now_and_then(quiet=console.is_terminal, starting=starting) as line:
 
         def show(what: str, done: int, total: int) -> None:
             if total == 1 and not console.is_terminal:  # over before a line now and then would tell of it
@@ -158,7 +162,7 @@ def shares(label: str = "") -> Iterator[Callable[[str, float], None]]:
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
                TextColumn("{task.description}"))  # fmt: skip
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+    with shown(bar), now_and_then(quiet=console.is_terminal, starting=label or "starting") as line:
         task = bar.add_task(label, total=1.0)
 
         def say(what: str, share: float) -> None:
@@ -177,5 +181,5 @@ def progress_bar() -> Iterator[Show]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with shown(bar), now_and_then(quiet=console.is_terminal) as line:
+    with shown(bar), now_and_then(quiet=console.is_terminal, starting="reading the first matrices") as line:
         yield Show(bar, line)

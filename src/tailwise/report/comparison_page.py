@@ -9,10 +9,10 @@ from rich.text import Text
 
 from tailwise.core.harmless import cells
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
-from tailwise.judging.compare.conclusion import conclusion
+from tailwise.judging.compare.conclusion import conclusion, how_far_is_told
 from tailwise.judging.compare.correlation import Correlation
 from tailwise.judging.compare.ranking import Ranking, no_verdict
-from tailwise.judging.compare.size_of_change import magnitude, scale
+from tailwise.judging.compare.size_of_change import scale
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.report.grid import Grid
 from tailwise.report.grid import to_csv as csv_text
@@ -57,8 +57,8 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
     """Summary, roles and layers; layers that changed most surely come first."""
     parts: list[RenderableType] = [Text(f"{comparison.before} → {comparison.after}", style="bold")]
     parts.append(Text(conclusion(comparison), style="bold"))
-    if size := magnitude(comparison):
-        parts.append(Text(f"{size}."))
+    if hint := how_far_is_told(comparison):
+        parts.append(Text(hint))
     for grid in grids(comparison, rows):
         parts += ["", _Drawn(grid)]
     for line in structure(comparison):
@@ -70,7 +70,7 @@ def terminal(comparison: Comparison, rows: int = 100) -> RenderableType:
 def markdown(comparison: Comparison, rows: int = 0) -> str:
     """The same as Markdown."""
     parts = [f"# {comparison.after} against {comparison.before}", conclusion(comparison)]
-    parts += [f"{size}."] if (size := magnitude(comparison)) else []
+    parts += [hint] if (hint := how_far_is_told(comparison)) else []
     parts += [_as_markdown(grid) for grid in grids(comparison, rows)]
     lines = [*structure(comparison), *comparison.notes]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]).rstrip() + "\n"
@@ -107,11 +107,11 @@ def _roles(comparison: Comparison) -> Grid:
         cells = [str(len(layers)), str(sum(bool(d.significant) for d in _deltas(layers, "alpha")))]
         for name, _ in shown:
             change = changes.get((role, name))
-            mark = "*" if change is not None and change.significant else ""
+            mark = "†" if change is not None and change.significant else ""
             cells.append("–" if change is None else f"{change.median_change:+.3g}{mark}")
         lines.append((role, *cells))
     heads = ("role", "matrices", "α changed", *(f"median {title}" for _, title in shown))
-    below = f"* the layers of the role moved together (signed-rank test, false discovery rate {comparison.level:g})"
+    below = f"† the layers of the role moved together (signed-rank test, false discovery rate {comparison.level:g})"
     return _grid("by role", heads, tuple(lines), below)
 
 
@@ -244,7 +244,7 @@ def _correlation_lines(correlations: Sequence[Correlation]) -> Iterator[tuple[st
         kinds = {item.kind: item for item in correlations if item.metric == metric}
         cells = [_TITLES[metric]]
         for item in (kinds["kendall"], kinds["spearman"]):
-            interval = "–" if item.low is None or item.high is None else f"{item.low:+.2f} to {item.high:+.2f}"
+            interval = "–" if item.low is None or item.high is None else f"{item.low:+z.2f} to {item.high:+z.2f}"
             cells += [_signed(item.value, 2), interval, "–" if item.p is None else f"{item.p:.2g}"]
         yield (*cells, str(kinds["kendall"].n))
 
@@ -294,11 +294,14 @@ def _as_markdown(grid: Grid) -> str:
 def _number(value: float | None, digits: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.0f}" if value == round(value) and abs(value) >= 10 else f"{value:.{digits}f}"
+    return f"{value:.0f}" if value == round(value) and abs(value) >= 10 else f"{value:z.{digits}f}"
 
 
 def _signed(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}"
+    if value is None:
+        return "–"
+    # What rounds to zero has no sign: -0.00 is neither a fall nor a rise.
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
 def _marked(delta: Delta, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from html import escape
 
@@ -60,10 +61,15 @@ def html(health: Health, path: str, link: Callable[[str], str]) -> str:
         for item in health.worst
     )
     return (
-        f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {escape(health.why)}</p>'
+        f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {_code(health.why)}</p>'
         + (f'<p class="quiet">{escape(health.worst_words)}</p><ol class="worst">{worst}</ol>' if worst else "")
         + _next(health, path)
     )
+
+
+def _code(text: str) -> str:
+    """Text as HTML, with what stands in backquotes as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _next(health: Health, path: str) -> str:

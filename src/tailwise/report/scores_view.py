@@ -83,18 +83,19 @@ def changes_in(comparison: ScoreComparison) -> RenderableType | None:
     """What changed against the base, each with its test; None where nothing was measured in both."""
     from rich.text import Text
 
+    from tailwise.report.evaluations.evaluation_tables import p_words
+
     changes: list[ScoreChange] = [*([comparison.perplexity] if comparison.perplexity else []), *comparison.tasks]
     if not changes:
         return None
     table = _grid(["against the base", "change", "95 %", "p", "pairs", "runs", "verdict"])
     for one in changes:
-        change = "–" if one.change is None else f"{one.change:+.4f}"
+        change = "–" if one.change is None else f"{one.change:+z.4f}"
         if one is comparison.perplexity and comparison.ratio is not None:
             change += f" (perplexity × {comparison.ratio:.4f})"
-        p = "–" if one.p is None else f"{one.p:.2g}"
         verdict = Text(one.verdict, style=_COLORS.get(one.verdict, ""))
         runs = "–" if one.runs is None else str(one.runs)
-        table.add_row(one.name, change, _range(one.interval, "+.4f"), p, str(one.n), runs, verdict)
+        table.add_row(one.name, change, _range(one.interval, "+z.4f"), p_words(one), str(one.n), runs, verdict)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,11 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
         for audit in (before, after)
         if adapter_mode(audit) == "merged" and audit.provenance.selection.get("base")
     ]
+    if _adapts(before, after):
+        said.append(
+            f"the first, {before.model}, is an adapter of the second, so that this is what taking it out changes: the "
+            "base goes first"
+        )
     said += [
         f"the recipes differ in {key}: {ours.recipe.get(key)} before, {theirs.recipe.get(key)} after" for key in differ
     ]
@@ -227,6 +233,14 @@ def _notes(before: Audit, after: Audit, matching: Matching) -> tuple[str, ...]:
         said.append(f"not compared, since not measured in one audit or both: {', '.join(lost[:_SHOWN])}{more}")
     said += _readings(matching)
     return (*said, *_shortened(matching.notes))
+
+
+def _adapts(adapter: Audit, base: Audit) -> bool:
+    """Whether the first was audited with an adapter merged into the second."""
+    named = adapter.provenance.selection.get("base")
+    if adapter_mode(adapter) != "merged" or not named or adapter_mode(base) is not None:
+        return False
+    return named == base.model or Path(named).absolute() == Path(base.model).absolute()
 
 
 def _readings(matching: Matching) -> list[str]:

@@ -138,7 +138,7 @@ class Comparison(Brief):
 
     @property
     def conclusion(self) -> str:
-        """What it comes to, in one sentence: `11 of 58 matrices moved beyond their error: 7 better, …`"""
+        """What it comes to, in a sentence, after `magnitude`: `11 of 58 matrices moved beyond their error: …`"""
         from tailwise.judging.compare.conclusion import conclusion
 
         return conclusion(self)
@@ -167,4 +167,4 @@ class Comparison(Brief):
             verdict = "identical" if layer.identical else {True: "yes", False: "no", None: "–"}[delta.significant]
             rows.append((layer.name, layer.role, delta.before, delta.after, delta.change, delta.z, verdict))
         rows.sort(key=lambda row: -abs(row[5] or 0.0))
-        return Shown(" ".join(filter(None, (self.conclusion, self.magnitude))), heads, rows, "`table()`", self.notes)
+        return Shown(self.conclusion, heads, rows, "`table()`", self.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tailwise.judging.compare.size_of_change import magnitude
 from tailwise.judging.compare.summary import WELL_FIT, WITH_ERROR
 
 if TYPE_CHECKING:
@@ -24,7 +25,21 @@ def conclusion(comparison: Comparison) -> str:
     Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
     a measure of quality. A matrix that stays within, whose fits are not trusted, or where one of them has more than
     half of the eigenvalues (TW502), has no verdict; where most trusted fits are such, none has one, and that is said.
+    Where the weights themselves were compared, how far they moved comes first.
     """
+    size = magnitude(comparison)
+    return f"{size}. {_of_spectra(comparison)}" if size else _of_spectra(comparison)
+
+
+def how_far_is_told(comparison: Comparison) -> str:
+    """The way to how far each layer moved, where that was not measured and something changed; else ""."""
+    changed = any(not layer.identical for layer in comparison.layers)
+    if not changed or any(layer.weights for layer in comparison.layers):
+        return ""
+    return "Which layers changed most: `tailwise compare BASE MODEL --weights` measures ‖ΔW‖/‖W₀‖ of each."
+
+
+def _of_spectra(comparison: Comparison) -> str:
     if comparison.identical:
         return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
     if comparison.notes and comparison.notes[0].endswith(_OF_CHANGE):

@@ -35,7 +35,10 @@ KNOWN = (
 
 
 def magnitude(found: Comparison) -> str:
-    """`‖ΔW‖/‖W₀‖ is 0.08 in the median and 0.31 at most (layers.3.up): …`; "" where no weights were read."""
+    """`‖ΔW‖/‖W₀‖ is 0.08 in the median and 0.31 at most (layers.3.up): …`; "" where no weights were read.
+
+    From what two unrelated models differ by on, it says that first.
+    """
     sizes = {
         layer.name: layer.weights["relative_change"]
         for layer in found.layers
@@ -44,8 +47,14 @@ def magnitude(found: Comparison) -> str:
     if not sizes:
         return ""
     middle, (name, most) = median(sizes.values()), max(sizes.items(), key=lambda pair: pair[1])
-    said = f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median and {most:.2g} at most ({name})"
-    return f"{said}; the median is {_stands(middle)}"
+    if middle >= KNOWN[-1].high:
+        return (
+            f"The weights moved {middle:.2g} times their own norm in the median and {most:.2g} times at most ({name}), "
+            f"as two unrelated models differ by {KNOWN[-1].high:.2g}: these are two models"
+        )
+    said = f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median and {most:.2g} at most ({name}); the median is {_stands(middle)}"
+    far = sum(size >= KNOWN[-1].high for size in sizes.values())
+    return f"{said}; {far} of {len(sizes)} moved at least as far as {_told(KNOWN[-1])} is" if far else said
 
 
 def _stands(value: float) -> str:
@@ -53,8 +62,6 @@ def _stands(value: float) -> str:
     above = [one for one in KNOWN if one.low > value]
     if not below:
         return f"less than {_told(above[0])}"
-    if not above:
-        return f"no less than {_told(below[-1])}: these are two models"
     within = next((one for one in KNOWN if one.low <= value < one.high), None)
     if within is not None:
         return f"within {_told(within)}"

@@ -104,11 +104,13 @@ def _dead_in_words(row: LayerRow, dead: int) -> str:
     needs=("rank_loss",),
     causes=(
         "rows that are copies or combinations of others, as in a collapsed head",
-        "a low-rank factorisation or an adapter: then it is meant",
+        "a fine-tune whose few directions drown all others: TW301 then names the layer too",
+        "a low-rank factorisation: then it is meant",
     ),
     remedies=(
         "look for equal rows and heads; re-initialise and train them, or remove them",
-        "if the low rank is meant, mute this rule for the layer",
+        "where TW301 names the layer too, what TW301 says comes first",
+        "if the layer was made of low rank, mute this rule for it",
     ),
     functions=("reinitialize_dead_layers",),
     references=("Golub & Van Loan 2013, §5.4",),

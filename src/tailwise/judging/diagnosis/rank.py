@@ -50,8 +50,12 @@ _BOTTLENECK = "softmax bottleneck: the output layer is wider than the hidden sta
         "a learning rate so high that single directions ran away",
         "a constant or an outer product in place of weights: an initialisation or an edit that left one direction",
     ),
-    remedies=("weight decay on this layer, dropout before it", "lower the learning rate, clip gradients per tensor"),
-    functions=("layerwise_weight_decay", "AdaptiveClip", "spectral_penalty"),
+    remedies=(
+        "go back to the checkpoint before it, or of a fine-tune to its base: what has collapsed is not trained back",
+        "then a lower learning rate (of an adapter also a lower alpha), and gradients clipped per tensor",
+        "where it returns: weight decay on this layer, dropout before it",
+    ),
+    functions=("AdaptiveClip", "layerwise_weight_decay", "spectral_penalty"),
     references=("the HT-SR alpha manual", "Yoshida & Miyato 2017, Spectral Norm Regularization, arXiv:1705.10941"),
 )
 def rank_collapse(case: Case) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,18 +21,21 @@ _WHOLE = 0.5
 _JUDGED = 0.5
 
 
-#: Of an audit of an adapter's change, on which rules for whole models say little.
-_OF_CHANGE = (
-    " This is the adapter's change of W alone, not the model with it: audit it merged (--adapter merged) to judge that."
-)
-
-
 def health_of(audit: Audit, diagnosis: Diagnosis, others: Atlas | None = None) -> Health:
     """The verdict on an audited model. `others`: healthy models, this one not among them."""
     found = _health(audit, diagnosis, others)
     named = {name for item in diagnosis.findings if not item.noted for name in item.layers}
     found = replace(found, named=len(named))
-    return replace(found, why=found.why + _OF_CHANGE) if adapter_mode(audit) == "delta" else found
+    return _of_change_alone(audit, found, diagnosis) if adapter_mode(audit) == "delta" else found
+
+
+def _of_change_alone(audit: Audit, found: Health, diagnosis: Diagnosis) -> Health:
+    """Of an adapter's change: rules judge whole models, so that only what is not finite is a verdict on the model."""
+    command = f"tailwise audit {shlex.quote(audit.model)} --adapter merged"
+    said = f"this is the adapter's change alone; `{command}` measures the model with it."
+    if any(item.code == "TW601" and not item.noted for item in diagnosis.findings):
+        return replace(found, why=f"{found.why} {said[0].upper()}{said[1:]}", next=command)
+    return replace(found, word="no verdict", why=f"{said} Of the change: {found.why}", next=command)
 
 
 def _health(audit: Audit, diagnosis: Diagnosis, others: Atlas | None) -> Health:

@@ -21,7 +21,7 @@ from tailwise.core.storage import free_memory
 from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.adapters import base_of, is_adapter
 from tailwise.models.evaluation.divergence import paired_losses
-from tailwise.models.evaluation.intervals import mean_interval
+from tailwise.models.evaluation.intervals import few_windows, mean_interval
 from tailwise.models.evaluation.loading import (
     Loaded,
     address_of,
@@ -34,7 +34,7 @@ from tailwise.models.evaluation.losses import check_causal, window_losses
 from tailwise.models.evaluation.model_size import facts_of
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.score_pairs import compare_scores
-from tailwise.models.evaluation.scores import ENOUGH, Interval, ScoreComparison, Scores, TaskScore
+from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
 from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of
 
@@ -320,11 +320,8 @@ def _with_losses(found: Scores, losses: Losses, windows: torch.Tensor, options: 
     bad = int((~np.isfinite(losses)).sum())
     what = f"the loss of {bad} of {len(losses)} windows is not finite" if bad else "the loss is too large for exp"
     notes = [] if perplexity is not None else [f"{found.model}: {what}"]
-    if len(losses) < ENOUGH:
-        notes.append(
-            f"{len(losses)} windows are few: where neighbours are alike, intervals are too narrow and tests too sure; "
-            f"give {ENOUGH} or more, of many documents"
-        )
+    if few := few_windows(len(losses)):
+        notes.append(few)
     return replace(
         found,
         perplexity=perplexity,

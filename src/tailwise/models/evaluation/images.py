@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.checkpoints.inside import stays_within
+from tailwise.checkpoints.open import looks_local, names_like
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
@@ -221,6 +222,9 @@ def _of_arrays(path: Path, config: Any) -> tuple[Sequence[Any], list[int] | None
 
 def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | None]:
     name, _, split = source.partition(":")
+    if not split and not Path(name).exists() and looks_local(name):
+        fix = f"check the path{names_like(Path(name).expanduser())}; a data set of that name is {name}:test"
+        raise UnreadableError("no such folder", where=source, fix=fix)
     try:
         if Path(name).is_dir():
             builder_config_of(Path(name), source)

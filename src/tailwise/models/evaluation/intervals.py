@@ -14,11 +14,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.models.evaluation.scores import Interval
+from tailwise.models.evaluation.scores import ENOUGH, Interval
 
 #: Below this many values no interval is given: resamples of fewer have too few different means.
 MIN_VALUES = 6
 RESAMPLES = 9999
+#: The least two-sided p that random flips can give, since the data themselves count as one of them.
+P_FLOOR = 2 / (RESAMPLES + 1)
 LEVEL = 0.95
 #: Runs are not made so long that fewer than this are left.
 MIN_RUNS = 8
@@ -100,7 +102,7 @@ def ratio_interval(above: Values, below: Values) -> Interval | None:
 def sign_flip_p(differences: Values, *, seed: int = 0) -> float | None:
     """Two-sided p that paired `differences`, (n,) in their order, have mean zero: the signs of runs are flipped.
 
-    None without a difference. Exact up to 13 runs, else over 9,999 random flips, where p is at least 1/10,000
+    None without a difference. Exact up to 13 runs, else over 9,999 random flips, where p is at least 2/10,000
     (Fisher's randomisation test, `scipy.stats.permutation_test`).
     """
     from scipy.stats import permutation_test
@@ -116,6 +118,21 @@ def sign_flip_p(differences: Values, *, seed: int = 0) -> float | None:
 
 def _mean(values: Values, axis: int = -1) -> Values:
     return np.asarray(values.mean(axis=axis))
+
+
+def few_windows(n: int) -> str:
+    """What a number of windows is too few for; "" where it is enough."""
+    if n < MIN_VALUES:
+        return (
+            f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
+            f"{ENOUGH} or more should"
+        )
+    if n < ENOUGH:
+        return (
+            f"{n} windows are few: where neighbours are alike, intervals are too narrow and tests too sure; "
+            f"give {ENOUGH} or more, of many documents"
+        )
+    return ""
 
 
 def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:

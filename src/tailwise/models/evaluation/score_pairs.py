@@ -9,10 +9,16 @@ import numpy as np
 from scipy.stats import norm
 
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.intervals import MIN_VALUES, Values, independent, mean_interval, sign_flip_p
+from tailwise.models.evaluation.intervals import (
+    MIN_VALUES,
+    Values,
+    few_windows,
+    independent,
+    mean_interval,
+    sign_flip_p,
+)
 from tailwise.models.evaluation.scores import (
     BETTER,
-    ENOUGH,
     NONE,
     UNKNOWN,
     WORSE,
@@ -60,8 +66,7 @@ def _perplexity(model: Scores, base: Scores, seed: int, notes: list[str]) -> Sco
         )
     after, before = np.array(model.losses, dtype=float), np.array(base.losses, dtype=float)
     if n < MIN_VALUES:
-        notes.append(f"only {n} windows, too few to tell a difference from chance: {MIN_VALUES} or more can, "
-                     f"{ENOUGH} or more should")  # fmt: skip
+        notes.append(few_windows(n))
     change = paired(name, before, after, seed, higher_is_better=False)
     return replace(change, verdict=FEW) if n < MIN_VALUES else change
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.inside import stays_within
+from tailwise.checkpoints.open import looks_local, names_like
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text
@@ -63,6 +64,11 @@ def documents_of(source: str | os.PathLike[str] | Documents, *, separator: str =
         return _of_known(text)
     if rest and _exists(Path(place).expanduser()):
         return _of_data(str(Path(place).expanduser()), rest, text)
+    path = Path(place).expanduser()
+    table = path.suffix.lower() in _TABLES
+    if table or (not rest and (path.suffix.lower() in TEXT_SUFFIXES or looks_local(place))):
+        a_set = f"; a data set of that name is {place}:test" if _ID.fullmatch(place) and not table else ""
+        raise UnreadableError("no such text file or folder", where=text, fix=f"check the path{names_like(path)}{a_set}")
     if _ID.fullmatch(place):
         return _of_data(place, rest, text)
     names = ", ".join(KNOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tailwise.models.evaluation.candidates import SameText, ScoredModel, Size, Standing
+from tailwise.models.evaluation.intervals import P_FLOOR, RESAMPLES
 from tailwise.models.evaluation.scores import Divergence, Interval, ScoreChange, ScoreComparison, Scores
 from tailwise.report.columns import printable
 from tailwise.report.evaluations.evaluation_view import names_in
@@ -21,12 +22,26 @@ def plain(value: float | None, *, digits: int = 3) -> str:
 
 def percent(value: float | None, sign: str = "") -> str:
     """A share in percent."""
-    return "not finite" if value is None else f"{100 * value:{sign}.2f} %"
+    return "not finite" if value is None else f"{100 * value:{sign}z.2f} %"
 
 
 def interval_words(interval: Interval | None, form: str = ".4g", *, times: float = 1.0, unit: str = "") -> str:
     """`1.2 to 1.4`, or a dash."""
     return _DASH if interval is None else f"{times * interval[0]:{form}} to {times * interval[1]:{form}}{unit}"
+
+
+def p_words(change: ScoreChange) -> str:
+    """`0.03`; `≤ 0.0002` where no random flip of signs went as far as the data; a dash for none."""
+    if change.p is None:
+        return _DASH
+    drawn = change.runs is not None and 2**change.runs > RESAMPLES
+    return f"{'≤ ' if drawn and change.p <= P_FLOOR * (1 + 1e-9) else ''}{change.p:.2g}"
+
+
+def p_equation(change: ScoreChange) -> str:
+    """`p = 0.03`, `p ≤ 0.0002`."""
+    words = p_words(change)
+    return f"p {words}" if words.startswith("≤") else f"p = {words}"
 
 
 def bytes_words(value: int | None) -> str:
@@ -39,14 +54,14 @@ def bytes_words(value: int | None) -> str:
 def divergence_rows(one: Divergence, change: ScoreChange | None = None) -> Iterator[tuple[str, str, str]]:
     """Name, value and 95 % interval of everything that two models' predictions of the same tokens are compared by."""
     if change is not None and change.change is not None:
-        yield "ln of the ratio of perplexities", f"{change.change:+.4f}", interval_words(change.interval, "+.4f")
+        yield "ln of the ratio of perplexities", f"{change.change:+z.4f}", interval_words(change.interval, "+z.4f")
     kl, moved = one.kl_quantiles, one.change_quantiles
     yield "mean KL divergence, nats", plain(one.kl), interval_words(one.kl_interval, ".3g")
     yield "  median, 90 %", f"{plain(kl['50'])} · {plain(kl['90'])}", ""
     yield "  99 %, 99.9 %", f"{plain(kl['99'])} · {plain(kl['99.9'])}", ""
     yield "  largest", plain(kl["100"]), ""
     yield "same top token", percent(one.same_top), interval_words(one.same_top_interval, ".2f", times=100, unit=" %")
-    mean = interval_words(one.change_interval, "+.2f", times=100, unit=" %")
+    mean = interval_words(one.change_interval, "+z.2f", times=100, unit=" %")
     yield "token probability, mean change", percent(one.change, "+"), mean
     rms = interval_words(one.rms_change_interval, ".2f", times=100, unit=" %")
     yield "  root mean square", percent(one.rms_change), rms
@@ -100,9 +115,9 @@ def _cells(one: ScoredModel) -> dict[str, str]:
     if scores.losses:
         found["perplexity [95 %]"] = plain(scores.perplexity, digits=4) + _within(scores.interval, ".4g")
     if change is not None:
-        moved = "not finite" if change.change is None else f"{change.change:+.4f}"
-        found["ln of the ratio to the base"] = moved + _within(change.interval, "+.4f")
-        found["verdict"] = change.verdict + ("" if change.p is None else f" (p = {change.p:.2g})")
+        moved = "not finite" if change.change is None else f"{change.change:+z.4f}"
+        found["ln of the ratio to the base"] = moved + _within(change.interval, "+z.4f")
+        found["verdict"] = change.verdict + ("" if change.p is None else f" ({p_equation(change)})")
     if away is not None:
         found["mean KLD"] = plain(away.kl) + _within(away.kl_interval, ".3g")
         found["same top token"] = percent(away.same_top) + _within(away.same_top_interval, ".1f", times=100)
