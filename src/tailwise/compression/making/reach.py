@@ -79,15 +79,14 @@ def _other_format(choices: Choices, shapes: Shapes, wanted: float, *, low: bool)
 def _stand_ins(choices: Choices, shapes: Shapes) -> Iterator[str]:
     """Which formats are others in some tensors, and so count more bits than by their name."""
     members = [item for group in choices.groups for item in group.members]
+    said: dict[int, list[str]] = {}  # in how many tensors → what counts as what
     for name in choices.formats:
-        chosen = parse_format(name)
-        others = [fitted.name for item in members
-                  if (fitted := chosen.fitting(shapes[item.tensor][-1])).name != name]  # fmt: skip
+        fitted = [parse_format(name).fitting(shapes[item.tensor][-1]).name for item in members]
+        others = [other for other in fitted if other != name]
         if others:
-            yield (
-                f"{name} counts as {others[0]} in {len(others)} of {len(members)} tensors, whose rows its blocks of "
-                f"{chosen.group_size or 256} do not divide"
-            )
+            said.setdefault(len(others), []).append(f"{name} counts as {others[0]}")
+    for count, names in said.items():
+        yield f"in {count} of {len(members)} tensors, whose rows its blocks do not divide, {', '.join(names)}"
 
 
 def _also(audit: Audit, choices: Choices, shapes: Shapes, least: float, fixed: float) -> str:
