@@ -132,8 +132,9 @@ def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: t
 def _by_distortion(found: Audit, request: QuantizeRequest, options: StageOptions) -> Any:
     """As with a precision study of the model: the errors of its weights, summed."""
     around = plan_quantize(found, request)
-    errors = error_tables(stage_of(found.model, around, options), around, request.formats).weight
-    return plan_quantize(found, replace(request, allocator="distortion", settings={"errors": errors}))
+    tables = error_tables(stage_of(found.model, around, options), around, request.formats)
+    assert tables is not None, "nothing ends it"
+    return plan_quantize(found, replace(request, allocator="distortion", settings={"errors": tables.weight}))
 
 
 def table(given: argparse.Namespace) -> None:

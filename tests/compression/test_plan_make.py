@@ -332,10 +332,14 @@ def test_doubtful_fits_without_a_trusted_one_of_their_role_are_said_in_the_same_
     ]
 
 
-def test_a_head_that_is_tied_is_told_by_its_other_name():
+def test_a_head_that_is_tied_is_its_embeddings_and_a_note_says_so():
     rows = [item for item in rows_of() if item.role != "lm_head"]
-    with pytest.raises(UsageError, match="its head is its embeddings"):
-        plan_prune(audit_of(rows), Request(0.5, choice=TensorChoice(also=("lm_head",))))
+    for also in (("lm_head",), ("embed", "lm_head")):
+        plan = plan_prune(audit_of(rows), Request(0.5, choice=TensorChoice(also=also)))
+        assert "embed" in {item.role for item in plan}
+        assert any("tied to embed" in note for note in plan.notes)
+    head = plan_prune(audit_of(rows_of()), Request(0.5, choice=TensorChoice(also=("lm_head",))))
+    assert not any("tied" in note for note in head.notes)
 
 
 def test_planning_imports_no_torch():

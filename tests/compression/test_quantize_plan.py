@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, Format
 from tailwise.compression.making.bit_budget import header_bytes
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.compression.plans.bits import bits_of, mean_bits, shape_of
+from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits, shape_of
 from tailwise.compression.plans.candidates import Candidate, TensorChoice
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
@@ -303,6 +304,51 @@ def test_measured_losses_decide(audit):
 def test_a_budget_that_no_choice_meets_names_the_nearest(audit, request_, said):
     with pytest.raises(UsageError, match=said):
         plan_quantize(audit, QuantizeRequest(**request_))
+
+
+def test_a_size_that_no_choice_meets_is_answered_in_bytes_with_what_would(audit):
+    whole = plan_quantize(audit, QuantizeRequest(formats=("int4",))).budget
+    size = whole["bytes"] + whole["kept_bytes"]
+    with pytest.raises(UsageError) as told:
+        plan_quantize(audit, QuantizeRequest(bytes=round(0.96 * size), formats=("int4", "int8")))
+    assert plan_quantize(audit, QuantizeRequest(bytes=round(0.96 * size), formats=("int2", "int4", "int8")))
+    assert "bits per weight" not in str(told.value)
+    assert "at least" in str(told.value)
+    assert "kB" in str(told.value) or "MB" in str(told.value)
+    assert "add int2 to" in str(told.value)
+    found = re.search(r"also='(\S+)' comes down to about ([\d.]+) kB", str(told.value))
+    assert found is not None
+    least = QuantizeRequest(formats=("int4",), choice=TensorChoice(also=tuple(found[1].split(","))))
+    with_it = plan_quantize(audit, least).budget
+    assert float(found[2]) == pytest.approx((with_it["bytes"] + with_it["kept_bytes"]) / 1000, rel=0.1)  # and headers
+
+
+def test_bits_that_no_choice_meets_name_a_format_that_does(audit):
+    for bits, formats, named in ((4.0, ("mxfp4", "mxfp8"), "int3"), (9.0, ("q4_0", "q8_0"), "fp16")):
+        with pytest.raises(UsageError, match=f"add {named} to"):
+            plan_quantize(audit, QuantizeRequest(bits=bits, formats=formats))
+        assert plan_quantize(audit, QuantizeRequest(bits=bits, formats=(*formats, named)))
+
+
+def test_a_type_that_another_stands_in_for_is_shown_and_counted_as_what_the_file_holds(audit):
+    plan = plan_quantize(audit, QuantizeRequest(formats=("q4_k",)))
+    shown = {cell for line in plan_grid(plan).lines for cell in line}
+    assert ("q5_0" in shown) == any(decision.shape[-1] % 256 for decision in plan)
+    assert "q5_0" in shown
+    with pytest.raises(UsageError, match=r"in \d+ of \d+ tensors, .* q4_k counts as q5_0"):
+        plan_quantize(audit, QuantizeRequest(bits=4.5, formats=("q4_k", "q6_k")))
+
+
+def test_depth_is_said_where_it_explains_more_than_chance_or_many_tensors_differ(audit):
+    rows = plan_quantize(audit, QuantizeRequest(formats=("int4",)))
+    first = rows.decisions[0]
+    one = rows.replace(decisions=(first.but(format="int8"), *rows.decisions[1:]))
+    assert 1 / len(one) <= 0.1
+    assert "Spearman" not in depth_words(one)
+    blocks = sorted({item.block for item in rows})
+    half = rows.replace(decisions=tuple(
+        item.but(format="int8") if item.block < blocks[len(blocks) // 2] else item for item in rows))  # fmt: skip
+    assert "later blocks get fewer bits" in depth_words(half)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def _deliver(applied: Applied, as_json: bool) -> None:
 
 def _reached(applied: Applied) -> str:
     if applied.in_bits:
-        bits = f"{applied.achieved:.4f} bits per weight of the planned parameters, requested: {applied.requested:.4f}"
+        bits = f"{applied.achieved:.4f} bits per weight of the planned parameters, by the plan: {applied.requested:.4f}"
         return bits if applied.pruned is None else f"{_reached(applied.pruned)}; then {bits}"
     ranks = any(item.rank is not None for item in applied.tensors)
     went = "gone" if applied.smaller else "saved by low rank" if ranks else "zero"

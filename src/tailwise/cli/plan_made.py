@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.cli.audit_inputs import tell_where
+from tailwise.cli.audit_inputs import is_audit, tell_where
 from tailwise.cli.plan_shared import (
     TRY,
     Also,
@@ -45,11 +46,13 @@ from tailwise.cli.shared_options import (
     solver_to_stderr,
 )
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.storage import is_url
 
 if TYPE_CHECKING:
     from tailwise.compression.making.request import QuantizeRequest, Request
 
 SPREAD, SPEND, WATCHED = "How to spread it", "How to spend the bits", "From a run that was watched"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?:@.*)?")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 
 
@@ -171,6 +174,7 @@ def _quantize(**given: Any) -> None:
 
 def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> None:
     """Make a plan and deliver it. Everything that can be wrong with the options is told before a model is read."""
+    _check_names(given)  # before torch is read, which takes seconds
     from tailwise.compression.trying.clock import Clock
     from tailwise.compression.trying.planned import AUTO, planned, seconds_of
 
@@ -185,12 +189,38 @@ def _made(given: Mapping[str, Any], methods: Mapping[str, Any], asked: Any) -> N
         text, objective=given["objective"].value if given["objective"] and allocator == AUTO else None
     )
     source = Source(given["model"], given["device"], given["workers"], given["history"], given["run"])
+    _check_early(source, request)
     audit, finish = planned_from(source)
     if text is not None:
         tell_where(source.model, audit)
     with solver_to_stderr(), saying() as say:
         plan = planned(audit, request, allocator=allocator, text=text, clock=Clock(seconds), say=say)
     deliver(finish(plan), target, given["as_json"], given["rows"])
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Formats that there are none of, and a model that is not there, are told at once."""
+    from tailwise.number_formats.formats import parse_format
+
+    for name in comma_list(given.get("formats")):
+        parse_format(name)
+    model = str(given["model"])
+    if is_url(model) or _HUB_ID.fullmatch(model) or Path(model).expanduser().exists():
+        return
+    from tailwise.checkpoints.open import open_checkpoint
+
+    with open_checkpoint(model):  # whose error it is
+        pass
+
+
+def _check_early(source: Source, request: Request | QuantizeRequest) -> None:
+    """A budget that no choice of formats meets is told before the model is audited."""
+    from tailwise.compression.making.request import QuantizeRequest
+
+    if source.history is None and isinstance(request, QuantizeRequest) and not is_audit(source.model):
+        from tailwise.compression.making.early import check_reach_early
+
+        check_reach_early(source.model, request)
 
 
 def _estimator(given: Mapping[str, Any], methods: Mapping[str, Any]) -> str | None:

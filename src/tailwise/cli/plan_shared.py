@@ -164,7 +164,14 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     for part in plan.parts:
         asked, reached = part.budget.get("requested"), part.budget.get("achieved")
         unit = f" {part.budget['unit']}" if "unit" in part.budget else ""
-        if asked is not None and reached is not None:
+        nbytes = part.budget.get("requested_bytes")
+        if asked is not None and reached is not None and nbytes is not None:
+            screen.print(
+                f"budget: requested {nbytes:,} bytes for the whole model, which leaves {asked:.6f}{unit} of "
+                f"{part.n_params:,} parameters; achieved {reached:.6f}",
+                soft_wrap=True,
+            )
+        elif asked is not None and reached is not None:
             screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
         if whole := whole_model_words(part):
             screen.print(whole, soft_wrap=True, markup=False)

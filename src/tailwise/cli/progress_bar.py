@@ -103,11 +103,12 @@ def clock_words(seconds: float) -> str:
 def now_and_then(*, quiet: bool, every: float = 30.0, starting: str = "starting") -> Iterator[NowAndThen]:
     """A line on stderr every `every` seconds while the block runs, also where nothing moves; none where `quiet`."""
     told, ended = NowAndThen(starting=starting), threading.Event()
+    stream = sys.stderr  # also while a library that is loaded has its own held back
 
     def tell() -> None:
         while not ended.wait(every):
-            sys.stderr.write(f"tailwise: {told.line()}\n")
-            sys.stderr.flush()
+            stream.write(f"tailwise: {told.line()}\n")
+            stream.flush()
 
     thread = threading.Thread(target=tell, name="tailwise-progress", daemon=True)
     if not quiet:
@@ -130,10 +131,11 @@ def counted(label: Callable[[str], str] = str, starting: str = "starting") -> It
     Where that is no terminal, a line now and then; `starting` is what it says before anything is done.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"),
+               TimeRemainingColumn())  # fmt: skip
     bars: dict[str, Any] = {}
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with shown(bar), now_and_then(quiet=console.is_terminal, starting=starting) as line:
@@ -142,9 +144,9 @@ def counted(label: Callable[[str], str] = str, starting: str = "starting") -> It
             if total == 1 and not console.is_terminal:  # over before a line now and then would tell of it
                 console.print(f"tailwise: {label(what)}", markup=False, highlight=False, soft_wrap=True)
             if what not in bars:
-                bars[what] = bar.add_task(label(what), total=total)
-            bar.update(bars[what], completed=done)
-            line(f"{label(what)}, {done} of {total}", done / total if total else 1.0)
+                bars[what] = bar.add_task(label(what), total=total, amount="")
+            bar.update(bars[what], completed=done, amount=f"{done:,}/{total:,}")
+            line(f"{label(what)}, {done:,} of {total:,}", done / total if total else 1.0)
 
         yield show
 

@@ -63,7 +63,10 @@ class _Bar:
 
     def _begin(self, total: float) -> None:
         self.close()
-        self._bar, self._last = _kind_of_bar()(total=total, desc=self._title, delay=0.5, leave=False), 0.0
+        self._bar, self._last = (
+            _kind_of_bar()(total=total, desc=self._title, delay=0.5, leave=False, disable=False),
+            0.0,
+        )
 
     def close(self) -> None:
         """Take the bar away."""

@@ -38,7 +38,9 @@ def _line(title: str, decisions: Sequence[Decision], roles: Sequence[str]) -> tu
 def _cell(decisions: Sequence[Decision]) -> str:
     if not decisions:
         return ""
-    formats = dict.fromkeys(cast.to for decision in decisions if (cast := decision.treatment.cast) is not None)
+    formats = dict.fromkeys(
+        cast.fitted(decision.shape).name for decision in decisions if (cast := decision.treatment.cast) is not None
+    )
     total = sum(decision.n_params for decision in decisions)
     mean = sum(decision.removed for decision in decisions) / total if total else 0.0
     if formats:

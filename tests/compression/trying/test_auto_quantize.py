@@ -109,6 +109,7 @@ def test_allocators_from_text_are_measured(audit, tokens, allocator) -> None:
 def test_errors_are_those_of_rounding_and_of_what_the_layers_then_give(audit, tokens) -> None:
     stage, plan = _stage(audit, tokens), plan_quantize(audit, _request())
     found = error_tables(stage, plan, FORMATS)
+    assert found is not None
     tensor = "model.layers.1.mlp.down_proj.weight"
     layer = stage.trial.model.model.layers[1].mlp.down_proj
     inputs: list[torch.Tensor] = []
@@ -249,11 +250,28 @@ def test_a_short_budget_says_what_is_tried_and_how_much_is_enough(audit, tokens)
     plan = planned(audit, _request(), text=_text(tokens), clock=Clock(1e-6), say=lambda what, _: said.append(what))
     (told,) = (line for line in said if "budget" in line)
     assert "uniform and depth are tried" in told
-    assert "give --budget" in told
+    assert "--budget" not in told, "one figure in a run: the one that is known at its end"
     assert "trials" not in told
     (missed,) = (note for note in plan.notes if note.startswith("not tried for lack of time"))
     assert "give --budget" in missed
     assert any("more than the budget" in note for note in plan.notes)
+    assert {"outputs", "distortion"} <= set(missed.replace(",", " ").replace(";", " ").split())
+    assert not {"outputs", "distortion"} & {row["allocator"] for row in plan.tried}
+    assert said.index("reading the model") < said.index(told), "loading is told while the time runs"
+
+
+def test_errors_of_formats_end_with_their_share_of_the_time_and_say_how_far_they_are(audit, tokens) -> None:
+    stage, plan = _stage(audit, tokens), plan_quantize(audit, _request())
+    shares: list[float] = []
+    whole = error_tables(stage, plan, FORMATS, progress=shares.append)
+    assert whole is not None
+    assert shares == sorted(shares)
+    assert len(shares) == len(plan) * len(FORMATS)
+    assert shares[-1] == pytest.approx(1.0)
+    seen = len(shares)
+    ended = error_tables(stage, plan, FORMATS, ends=lambda: len(shares) >= seen + 3, progress=shares.append)
+    assert ended is None
+    assert len(shares) == seen + 3
 
 
 def test_the_direction_of_alpha_is_said_of_plans_by_alpha_alone(audit) -> None:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import torch
 
 
-Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+Progress = Callable[[str, int, int], None]  # what is done, how much, how much in all: tensors written by their size
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -62,12 +62,15 @@ def write_tensors(
     layout: OutputLayout, source: Checkpoint, folder: Path, change: Change, progress: Progress
 ) -> tuple[str, ...]:
     """All tensors of a model, changed; what is to be noted of the files."""
-    total = sum(len(shard.specs) for shard in layout.shards)
-    written = iter(range(1, total + 1))
+    nbytes = {spec.name: spec.nbytes for shard in layout.shards for spec in shard.specs}
+    total, written = sum(nbytes.values()), 0
 
     def counted(name: str) -> torch.Tensor | None:
-        progress("writing tensors", next(written), total)
-        return change(name)
+        nonlocal written
+        changed = change(name)
+        written += nbytes.get(name, 0)
+        progress("writing tensors", written, total)
+        return changed
 
     return write_checkpoint(layout, source, folder, counted)
 

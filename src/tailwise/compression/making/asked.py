@@ -9,7 +9,8 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.compression.choosing.bit_formats import ASSIGNERS, Assigner, Choices, FormatGroup
-from tailwise.compression.making.bit_budget import bits_table, budget_of, check_reach
+from tailwise.compression.making.bit_budget import bits_table, budget_of
+from tailwise.compression.making.reach import check_reach
 from tailwise.compression.making.request import QuantizeRequest, parsed_formats
 from tailwise.compression.operators.registered import operator_of
 from tailwise.compression.plans.bits import shape_of
@@ -46,12 +47,13 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
         FormatGroup(name, members) for name, members in fused(eligible, per_expert=request.per_expert).items()
     )
     table = bits_table(groups, shapes, formats)
+    element = np.array([item.element_bits for item in formats])
+    choices = Choices(groups, tuple(item.name for item in formats), element, table, None)
     budget = budget_of(audit, request.budget, eligible)
     if budget is None and len(formats) == 1:
         budget = float(table.sum())
-    check_reach(budget, table, sum(item.n_params for item in eligible))
-    element = np.array([item.element_bits for item in formats])
-    choices = Choices(groups, tuple(item.name for item in formats), element, table, budget)
+    choices = replace(choices, budget=budget)
+    check_reach(audit, request.budget, choices, shapes)
     return Asked(eligible, shapes, choices, estimator, (*said, *notes, *more))
 
 

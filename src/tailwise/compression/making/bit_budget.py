@@ -25,6 +25,10 @@ _LINE, _PARTS = 90, 3  # characters about a tensor beside its name, and tensors 
 NEAR = 1e-3  # how far below the budget, relative, is not worth a word
 
 
+class OutOfReachError(UsageError):
+    """A budget that no choice of the formats meets."""
+
+
 def bits_table(
     groups: Sequence[FormatGroup], shapes: Mapping[str, tuple[int, ...]], formats: Sequence[NumberFormat]
 ) -> Matrix:
@@ -47,26 +51,11 @@ def budget_of(audit: Audit, budget: Budget | None, eligible: Sequence[Candidate]
     names = [item.tensor for item in eligible]
     fixed = kept_bytes(audit, names) + header_bytes(audit, names)
     if budget.amount <= fixed:
-        raise UsageError(
+        raise OutOfReachError(
             f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {fixed:,}, headers counted",
             fix="give more, or also plan for the embeddings and the head: --also embed,lm_head",
         )
     return 8.0 * (budget.amount - fixed)
-
-
-def check_reach(budget: float | None, table: Matrix, n_params: int) -> None:
-    """`UsageError` with the nearest that can be, where no choice of formats has the budget."""
-    if budget is None:
-        return
-    least = float(table.min(axis=1).sum()) / n_params
-    most = float(np.where(np.isfinite(table), table, -np.inf).max(axis=1).sum()) / n_params
-    asked = budget / n_params
-    if asked < least * (1 - 1e-12) or asked * (1 - NEAR) > most:
-        nearest = least if asked < least else most
-        raise UsageError(
-            f"no choice of these formats has {asked:.6g} bits per weight; the nearest has {nearest:.6g}",
-            fix=f"reachable: {least:.6g} to {most:.6g}; or name other --formats",
-        )
 
 
 def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) -> dict[str, Any]:

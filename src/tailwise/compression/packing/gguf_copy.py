@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 #: Of a file that was split, and what is said anew.
 _DROPPED = ("split.", "GGUF.")
 _ANEW = ("general.architecture", "general.file_type", "general.quantization_version")
+_COPIED = 16  # times as fast as rounding, entry by entry
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,21 @@ class GgufCopy:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for number, name in enumerate(names, 1):
-                progress(number, len(names))
+            work = {name: self._work(name) for name in names}
+            total, done = sum(work.values()), 0
+            for name in names:
                 writer.write_tensor_data(self._data(name))
+                done += work[name]
+                progress(done, total)
         finally:
             writer.close()
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+    def _work(self, name: str) -> int:
+        """Entries of a tensor, those that are copied counted for less: rounding takes the time."""
+        entries = self.source.tensors[name].numel
+        return entries if name in self.types else max(1, entries // _COPIED)
 
     def _head(self, writer: Any) -> None:
         import gguf

@@ -129,9 +129,11 @@ class Gguf(Packing):
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors.numpy())
-        for number, spec in enumerate(specs, 1):
-            work.progress("writing tensors", number, len(specs))
+        total, done = sum(spec.nbytes for spec in specs), 0
+        for spec in specs:
             writer.write_tensor_data(_stored(spec, work, type_of(spec, formats.get(spec.name))).numpy())
+            done += spec.nbytes
+            work.progress("writing tensors", done, total)
 
 
 def _stored(spec: TensorSpec, work: PackingWork, kind: str) -> torch.Tensor:

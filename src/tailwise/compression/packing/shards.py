@@ -68,7 +68,8 @@ class _Writing:
 
     def __post_init__(self) -> None:
         self._decisions = {decision.tensor: decision for decision in self.work.plan}
-        self._total = sum(len(shard.specs) for shard in self.work.layout.shards)
+        self._nbytes = {spec.name: spec.nbytes for shard in self.work.layout.shards for spec in shard.specs}
+        self._total = sum(self._nbytes.values())
 
     def specs(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """What takes the place of one tensor."""
@@ -87,9 +88,9 @@ class _Writing:
         """A tensor of the output, in pieces."""
         home = self._homes[name]
         if self._now[0] != home:
-            self._done += 1
-            self.work.progress("writing tensors", self._done, self._total)
             coded = self.work.coded(home)
+            self._done += self._nbytes[home]
+            self.work.progress("writing tensors", self._done, self._total)
             self._now = home, {} if coded is None else _members(self.packing, coded, self.work)
         made = self._now[1].get(name)
         return pieces(self.work.checkpoint, home) if made is None else (made,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tailwise.compression.plans.entries import Entries
 
 
+_FEW = 0.1  # of the tensors
+_CHANCE = 0.05
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -139,6 +142,11 @@ def depth_words(plan: Entries) -> str:
         return f"against depth: nothing to correlate ({len(blocks)} blocks, one number of bits)"
     from scipy.stats import spearmanr
 
-    rho = float(spearmanr(blocks, means).statistic)
+    formats = Counter(decision.format for decision in plan if decision.block is not None)
+    others = 1 - max(formats.values()) / sum(formats.values())  # tensors of another format than most
+    found = spearmanr(blocks, means)
+    if others <= _FEW and not found.pvalue < _CHANCE:
+        return f"against depth: {others:.0%} of the tensors have another format than most, which depth does not explain"
+    rho = float(found.statistic)
     kind = "later blocks get more bits" if rho > 0 else "later blocks get fewer bits"
     return f"against depth: Spearman ρ = {rho:+.2f} over {len(blocks)} blocks; {kind}"

@@ -91,6 +91,7 @@ def candidates(
     `estimator`, fitted to the kept spectra; the checkpoint is not read. Without an estimator there is no α. With
     `packed`, weights of codes and scales are candidates too, by the names that they have once they are dequantized.
     """
+    choice, tied = _untied(audit, choice)
     _check_roles(audit, (*choice.roles, *(name for name in choice.also if name not in TOWERS)))
     pattern = _compiled(choice.layers)
     grouped: dict[str, list[LayerRow]] = {}
@@ -127,7 +128,7 @@ def candidates(
         f"left as it is, the {tower} tower ({count} matrices): --also {tower} takes it"
         for tower, count in sorted(beside.items())
     ]
-    said = [*left, *_notes(audit, choice, composed), *_said_of(fits, estimator, moved)]
+    said = [*tied, *left, *_notes(audit, choice, composed), *_said_of(fits, estimator, moved)]
     return found, tuple(said)
 
 
@@ -149,15 +150,23 @@ def _compiled(pattern: str | None) -> re.Pattern[str]:
         raise UsageError(f"--layers is no regular expression: {error}", where=pattern) from error
 
 
+def _untied(audit: Audit, choice: TensorChoice) -> tuple[TensorChoice, tuple[str, ...]]:
+    """The same choice with `embed` for a head that is tied to it, and a note where that is so."""
+    named = {*choice.roles, *choice.also}
+    stored = {row.role for row in audit.rows if row.status != "SHARED"}
+    if "lm_head" not in named or "lm_head" in stored or "embed" not in stored:
+        return choice, ()
+    roles, also = (
+        tuple(dict.fromkeys("embed" if name == "lm_head" else name for name in names))
+        for names in (choice.roles, choice.also)
+    )
+    note = "lm_head is tied to embed, and stored as one tensor: embed is taken, which changes both"
+    return replace(choice, roles=roles, also=also), (note,)
+
+
 def _check_roles(audit: Audit, roles: Iterable[str]) -> None:
     known = {row.role for row in audit.rows}
     for role in roles:
-        if role == "lm_head" and role not in known and "embed" in known:
-            raise UsageError(
-                "its head is its embeddings: the two are tied, and stored as one tensor",
-                where=audit.model,
-                fix="name embed, which changes both",
-            )
         if role not in known:
             raise unknown_name("role in this model", role, known)
 

@@ -33,6 +33,7 @@ class Search(ABC):
     def __init__(self, scorer: PlanScorer) -> None:
         self.scorer, self.stage, self.clock = scorer, scorer.stage, scorer.clock
         self.untried: list[str] = []  # ways that the time did not reach
+        self.measuring = 0.0  # seconds that some of those take beside their trials
 
     uniform: Plan  # the budget spread evenly
 
@@ -40,6 +41,11 @@ class Search(ABC):
     @abstractmethod
     def always(self) -> tuple[Way, ...]:
         """What is tried and judged beside uniform however short the time: depth as it is by default."""
+
+    @property
+    @abstractmethod
+    def known(self) -> int:
+        """How many ways there are beside what is always tried."""
 
     @abstractmethod
     def reads_alpha(self, name: str) -> bool:
@@ -83,9 +89,9 @@ def auto(search: Search) -> Plan:
     best known way and what was found are scored on windows that no step has seen, and the one with the least is kept.
     """
     scorer = search.scorer
-    families = [list(family) for family in search.ways()]
-    scorer.say(_allowed(search, len(families)), 0.0)
+    scorer.say(_allowed(search), 0.0)
     always = _always(search)
+    families = [list(family) for family in search.ways()]  # which may take a share of the time
     tried = [*always, *_of_known_ways(search, families, always)]
     best = min(tried, key=lambda item: item.loss)
     finalists = [*always, *best_of_each(tried[len(always) :], scorer.finalists)]
@@ -98,9 +104,9 @@ def auto(search: Search) -> Plan:
     return _final(search, kept, [*tried, *(item for item in finalists if item not in tried)])
 
 
-def _allowed(search: Search, families: int) -> str:
-    """What the time is enough for, before it is spent."""
-    scorer, count = search.scorer, 1 + len(search.always) + families
+def _allowed(search: Search) -> str:
+    """What the time is enough for, before it is spent; how much would do is known when it is over."""
+    scorer, count = search.scorer, 1 + len(search.always) + search.known
     pace = scorer.stage.pace
     if pace is None:
         return f"{count} known ways to try"
@@ -109,10 +115,9 @@ def _allowed(search: Search, families: int) -> str:
     trials = int((min(scorer.clock.left - judging, scorer.clock.seconds * _FIRST - scorer.clock.spent)) / each)
     if trials > count:
         return f"this budget allows about {trials} trials of {each:.2g} s; there are {count} known ways to try"
-    enough = max(scorer.clock.spent + count * each + judging, (scorer.clock.spent + count * each) / _FIRST)
     return (
         f"a budget of {scorer.clock.seconds:g} s is too short for all {count} known ways: uniform and depth are tried "
-        f"however long that takes, the rest as far as time is left; {_give(enough)} for all"
+        f"however long that takes, the rest as far as time is left"
     )
 
 
@@ -128,7 +133,7 @@ def _missed(search: Search) -> list[str]:
     names, scorer = list(dict.fromkeys(search.untried)), search.scorer
     if not names:
         return []
-    enough = (scorer.clock.spent + len(names) * scorer.pace) / _FIRST
+    enough = (scorer.clock.spent + search.measuring + len(names) * scorer.pace) / _FIRST
     return [f"not tried for lack of time: {listed(names)}; {_give(enough)} to try them too"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,12 +30,22 @@ class ErrorTables:
     output_relative: Table = field(default_factory=dict)  # the same over ‖W·X‖²_F
 
 
-def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTables:
+def error_tables(
+    stage: Stage,
+    plan: Plan,
+    formats: Sequence[str],
+    *,
+    ends: Callable[[], bool] = lambda: False,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> ErrorTables | None:
     """The errors of the tensors of `plan`, with one pass over the calibration windows.
 
     XᵀX of every layer is held where all of them fit into memory, else the norms of its inputs alone: errors of
-    different inputs are then taken to be independent.
+    different inputs are then taken to be independent. `progress` is called with the share of the entries that are
+    measured; None where it `ends` before all are.
     """
+    if ends():
+        return None
     trial = stage.trial
     trial.restore()
     hessians = hessian_bytes(plan)
@@ -43,12 +53,14 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
     if trial.how.needs != "hessian":
         need = "hessian" if hessians <= MOST_HESSIANS else "norms"
         inputs = seen_by(trial.model, trial.places, need, trial.material.inputs(stage.looked))  # type: ignore[arg-type]
-    tables = ErrorTables()
+    tables, done, entries = ErrorTables(), 0, max(1, sum(item.n_params for item in plan) * len(formats))
     for item in plan:
         W = trial.dense(item.tensor).to(trial.dtypes[item.tensor])
         seen = inputs.get(item.tensor)
         whole = (_square(W), _through(W, seen))
         for chosen in map(parse_format, formats):
+            if ends():
+                return None
             reaches = trial.reaches(item.tensor) if merged_by_servers(chosen) else ()
             each = zip(W, reaches or [None] * len(W), strict=True)
             rounded = [chosen.quantize(matrix, reach).values.to(W.dtype) for matrix, reach in each]
@@ -57,6 +69,8 @@ def error_tables(stage: Stage, plan: Plan, formats: Sequence[str]) -> ErrorTable
             tables.weight[key], tables.weight_relative[key] = weight, weight / (whole[0] or 1.0)
             if output is not None and whole[1] is not None:
                 tables.output[key], tables.output_relative[key] = output, output / (whole[1] or 1.0)
+            done += item.n_params
+            progress(done / entries)
     return tables
 
 

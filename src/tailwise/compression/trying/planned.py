@@ -61,10 +61,15 @@ def planned(
         text = replace(text, objective="loss")
     elif allocator == AUTO:
         text = replace(text, objective=text.objective or BEST_OBJECTIVE, divergences=True)
-    stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None)
-    with trials_on_engine(audit.model, around, stage.options) as engine, listener(say, "plan", of_share) as told:
-        scorer = PlanScorer(stage, clock, told or silent, engine=engine)
-        return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
+    with listener(say, "plan", of_share) as told:
+
+        def tell(what: str) -> None:
+            (told or silent)(what, max(clock.share, 1e-9))  # at 0 it would be a line that stays
+
+        stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None, tell)
+        with trials_on_engine(audit.model, around, stage.options) as engine:
+            scorer = PlanScorer(stage, clock, told or silent, engine=engine)
+            return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
 
 
 def silent(what: str, done: float) -> None:

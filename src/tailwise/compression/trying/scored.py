@@ -224,12 +224,13 @@ def verdict(chosen: Scored, uniform: Scored, unit: str = "a token") -> str:
         return "nothing that was tried lost less than uniform on text or images that the search had not seen"
     changes = chosen.last.losses - uniform.last.losses
     change, interval = float(changes.mean()), mean_interval(changes)
+    than = f"loses {abs(change):.4f} nats {unit} {'more' if change > 0 else 'less'} than uniform"
     where = "found by search" if chosen.name == "search" else chosen.name
     if interval is None:
-        return f"{where}: {change:+.4f} nats {unit} against uniform, on too few windows for an interval"
+        return f"{where} {than}, on too few windows for an interval"
     low, high = interval
     clear = "" if high < 0 else ", which may be chance"
-    return f"{where}: {change:+.4f} nats {unit} against uniform [{low:+.4f}, {high:+.4f}]{clear}"
+    return f"{where} {than} [{low:+.4f}, {high:+.4f}]{clear}"
 
 
 def _of_budget(clock: Clock) -> str:

@@ -125,6 +125,11 @@ class AmountSearch(Search):
     def always(self) -> tuple[Way, ...]:
         return (("depth", {}),)
 
+    @property
+    @override
+    def known(self) -> int:
+        return sum(1 for _ in self.ways())
+
     @override
     def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
         return self.asked.by(name, settings)

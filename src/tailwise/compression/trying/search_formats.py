@@ -20,7 +20,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.trying.auto import Search, Way, auto
 from tailwise.compression.trying.descend import descended_formats
-from tailwise.compression.trying.layer_errors import Table, error_tables
+from tailwise.compression.trying.layer_errors import ErrorTables, Table, error_tables
 from tailwise.compression.trying.refine import Best, Losses, refined_formats
 from tailwise.compression.trying.rise import ends, plan_within_rise
 from tailwise.compression.trying.scored import PlanScorer, Scored
@@ -35,6 +35,7 @@ _TOLD = ("relative", "estimated")
 #: Measured on text, from one pass over it: what is called sensitivity elsewhere, without a loss.
 OUTPUTS = "outputs"
 _TURN = 0.4  # of the time that is left, for each search within a rise of perplexity
+_ERRORS = 0.3  # of the time, after which errors of tensors are not measured any more
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Formats:
         around = self.around()
         choices = asked_of(self.audit, replace(self.request, allocator="uniform", settings={})).choices
         if allocator == OUTPUTS:
-            losses = error_tables(scorer.stage, around, choices.formats).output
+            # It is what was asked for: however long that takes.
+            tables = error_tables(scorer.stage, around, choices.formats, progress=_measuring(scorer))
+            losses = {} if tables is None else tables.output
         else:
             losses = measured_formats(choices, around, partial(_swept, scorer)) or {}
         scorer.stage.trial.restore()
@@ -103,9 +106,12 @@ class Formats:
 
     def _within_rise(self, scorer: PlanScorer) -> Plan:
         formats = [item.name for item in parsed_formats(self.request.formats)]
-        errors = error_tables(scorer.stage, self.around(), formats).output
+        tables = _errors_in_time(scorer, self.around(), formats)
+        errors = {} if tables is None else tables.output
 
         def quick(request: QuantizeRequest) -> Plan:
+            if tables is None:
+                return plan_quantize(self.audit, replace(request, allocator="uniform", settings={}))
             return plan_quantize(self.audit, replace(request, allocator=OUTPUTS, settings={"losses": errors}))
 
         def final(request: QuantizeRequest) -> Plan:
@@ -139,12 +145,30 @@ class FormatSearch(Search):
     def reads_alpha(self, name: str) -> bool:
         return name in ASSIGNERS and ASSIGNERS[name].needs_alpha
 
+    @property
+    @override
+    def known(self) -> int:
+        return 6 if len(self.choices.formats) > 1 else 0
+
     @override
     def ways(self) -> Iterator[Sequence[Way]]:
         if len(self.choices.formats) == 1:
             return
-        self.scorer.tell("measuring errors of every format")
-        tables = error_tables(self.stage, self.uniform, self.choices.formats)
+        yield from self._by_errors()
+        yield [("ends", {}), *(("ends", {"tau": tau}) for tau in _TAUS)]
+        yield [("depth", {"tau": tau}) for tau in _TAUS]
+        yield [("alpha", {}), *(("alpha", {"tau": tau}) for tau in _TAUS)]
+        yield [("alphaq", {"gamma": gamma}) for gamma in _GAMMAS]
+
+    def _by_errors(self) -> Iterator[Sequence[Way]]:
+        """The ways that look at what each tensor loses in each format, where that is measured in its share of time."""
+        began, reached = self.clock.spent, [0.0]
+        tables = _errors_in_time(self.scorer, self.uniform, self.choices.formats, reached)
+        if tables is None:
+            took = self.clock.spent - began
+            self.measuring = took / reached[0] if reached[0] else 0.0
+            self.untried += [OUTPUTS, "distortion"]
+            return
         self._believed = believed_losses(self.choices, tables.output or tables.weight)
         if tables.output:
             yield [
@@ -155,10 +179,6 @@ class FormatSearch(Search):
             ("distortion", {"errors": tables.weight}),
             ("distortion", {"errors": tables.weight_relative, "relative": True}),
         ]
-        yield [("ends", {}), *(("ends", {"tau": tau}) for tau in _TAUS)]
-        yield [("depth", {"tau": tau}) for tau in _TAUS]
-        yield [("alpha", {}), *(("alpha", {"tau": tau}) for tau in _TAUS)]
-        yield [("alphaq", {"gamma": gamma}) for gamma in _GAMMAS]
 
     @override
     def plan_of(self, name: str, settings: Mapping[str, Any]) -> Plan | None:
@@ -234,6 +254,29 @@ def reached_in(plan: Plan, asked: Asked) -> dict[str, Any]:
 def _explained(item: Decision) -> Decision:
     tail = item.reason.partition("; one format for ")[2]
     return replace(item, reason="found by trial" + (f"; one format for {tail}" if tail else ""))
+
+
+def _measuring(scorer: PlanScorer) -> Callable[[float], None]:
+    return lambda share: scorer.tell(f"measuring errors of every format, {100 * share:.0f} %")
+
+
+def _errors_in_time(
+    scorer: PlanScorer, plan: Plan, formats: Sequence[str], reached: list[float] | None = None
+) -> ErrorTables | None:
+    """Errors of every tensor in every format, in their share of the time; None where it is over before.
+
+    `reached` takes how far it came.
+    """
+    tell = _measuring(scorer)
+
+    def told(share: float) -> None:
+        tell(share)
+        if reached is not None:
+            reached[0] = share
+
+    return error_tables(
+        scorer.stage, plan, formats, ends=lambda: scorer.over or scorer.clock.share > _ERRORS, progress=told
+    )
 
 
 WORST = 50.0  # nats: a loss that is not finite counts as this

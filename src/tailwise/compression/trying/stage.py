@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,10 +70,16 @@ class Stage:
     looked: torch.Tensor  # (n, window), what statistics are taken from
     search: torch.Tensor  # of these, what every trial is scored on
     guard: torch.Tensor
-    scores: BlockScores
     options: StageOptions
     notes: tuple[str, ...] = ()
     pace: Pace | None = None  # where it was timed
+
+    @cached_property
+    def scores(self) -> BlockScores:
+        """Of the blocks of the dense model, measured when they are first asked for: by no plan of formats."""
+        self.trial.restore()
+        with self.trial.quick():
+            return block_scores(self.trial.model, self.trial.material.inputs(self.looked))
 
     @property
     def seed(self) -> int:
@@ -86,17 +94,25 @@ class Stage:
         )
 
 
-def stage_of(model: str, plan: Plan, options: StageOptions, clock: Clock | None = None) -> Stage:
+def stage_of(
+    model: str,
+    plan: Plan,
+    options: StageOptions,
+    clock: Clock | None = None,
+    tell: Callable[[str], None] = lambda _what: None,
+) -> Stage:
     """Load the model, cut the text into windows, and measure what the layers that a plan names see.
 
     `plan` says which tensors are to be tried, and by which operator. Windows are drawn at random; those of the last
     choice take part in nothing else. With a clock, a pass is timed first, and there are as many windows as its time
-    pays for, at most those that `options` name.
+    pays for, at most those that `options` name. `tell` is called with what is done.
     """
+    tell("reading the model")
     if is_classifier(model):
         return _of_images(model, plan, options)
     loaded = load_model(model, dtype=options.dtype, device=options.device)
     check_length(loaded.module, options.window, model)
+    tell("reading the text")
     tokens = tokens_of(options.calibration, loaded.tokenizer, bos=options.bos)
     windows = windows_of(tokens, options.window)
     if len(windows) < FEWEST:
@@ -105,14 +121,17 @@ def stage_of(model: str, plan: Plan, options: StageOptions, clock: Clock | None 
             where=tokens.name,
             fix="give more text, or a smaller --window",
         )
+    tell("timing a pass")
     pace = None if clock is None else pace_of(loaded.module, windows[:1], clock.read)
     if pace is not None and clock is not None:
         options = sized(options, pace, clock.seconds, looks=how_of(plan).looks)
     text, parts = Text(options.objective or "loss"), _divided(windows, options)
+    tell("predicting with the dense model")
     if options.divergences or text.objective == "kl":
         with products_in(options.passes, loaded.module):
             text.remember(loaded.module, parts[1])
         text.remember(loaded.module, parts[2])
+    tell("measuring what layers see")
     return _set_up(loaded, plan, parts, (text, options, tokens.notes), (pace, clock))
 
 
@@ -147,14 +166,11 @@ def _set_up(
         dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
     trial, notes = trial_of(loaded.module, places, plan, Looking(looked, material, options.passes), (config, dtypes))
     options, swift = _swift(trial, plan, options, time[1])
-    with trial.quick():
-        scores = block_scores(loaded.module, material.inputs(looked))
     return Stage(
         trial,
         looked,
         search,
         guard,
-        scores,
         options,
         (*loaded.notes, *said, *notes, *swift),
         time[0],

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partialmethod
 from typing import Any
 
 
@@ -23,6 +24,7 @@ def quiet(*, streams: bool = False) -> Iterator[None]:
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, before)
         _hide_bars(stack)
+        _hide_unswitched_bars(stack)
         if streams:
             stack.enter_context(redirect_stdout(io.StringIO()))
             stack.enter_context(redirect_stderr(io.StringIO()))
@@ -39,6 +41,21 @@ def _hide_bars(stack: ExitStack) -> None:
         if off is not None and on is not None:
             off()
             stack.callback(on)
+
+
+def _hide_unswitched_bars(stack: ExitStack) -> None:
+    """Of libraries that draw with tqdm and have no switch, as compressed-tensors while it unpacks a model.
+
+    Who says `disable` for a bar of its own has it as it says.
+    """
+    try:
+        from tqdm.std import tqdm
+    except ImportError:
+        return
+    drawn: Any = tqdm
+    own = drawn.__init__
+    drawn.__init__ = partialmethod(own, disable=True)
+    stack.callback(setattr, drawn, "__init__", own)
 
 
 def _switch(module: Any) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
