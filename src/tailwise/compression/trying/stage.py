@@ -181,7 +181,9 @@ def _swift(
     trial: Trial, plan: Plan, options: StageOptions, clock: Clock | None
 ) -> tuple[StageOptions, tuple[str, ...]]:
     """Trials by the lighter operator, where it was asked for or the plan's own would take the time."""
-    if trial.how.needs != "hessian" or not (options.lighter or clock is not None):
+    # Plans of formats by rounding to nearest were no guide to GPTQ's: docs/evidence.md.
+    timed = clock is not None and trial.how.operator.does == "prune"
+    if trial.how.needs != "hessian" or not (options.lighter or timed):
         return options, ()
     heavy, took = trial.how.operator.name, 0.0
     if clock is not None:
