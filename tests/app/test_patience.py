@@ -171,8 +171,10 @@ def test_an_answer_that_is_read_comes_whole(port, app):
 def test_those_that_read_nothing_give_way(port, unread, monkeypatch):
     monkeypatch.setattr(patience, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(patience, "MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 600)
     held = unread(4, 2)
     for _ in range(200):
+        time.sleep(0.05)
         with contextlib.suppress(ConnectionResetError):  # until it is seen that the others do not read
             if b"HTTP/1.1 200" in until_closed(port, WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")):
                 break

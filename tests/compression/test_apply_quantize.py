@@ -17,6 +17,7 @@ from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating import journal
+from tailwise.compression.treating.shared_scales import shared_reaches
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.number_formats.formats import parse_format
 
@@ -86,8 +87,10 @@ def test_the_planned_tensors_change_and_all_else_is_as_before(llama, plans, tmp_
 def test_to_nearest_writes_what_the_formats_give(llama, plans, tmp_path):
     quantize(plans["rtn"], llama, tmp_path / "out", FREE)
     before, after = tensors_of(llama), tensors_of(tmp_path / "out")
+    shared = shared_reaches(plans["rtn"], lambda name: before[name][None])
     for decision in plans["rtn"]:
-        expected = parse_format(decision.format).quantize(before[decision.tensor]).values
+        reach = next(iter(shared.get(decision.tensor, ())), None)
+        expected = parse_format(decision.format).quantize(before[decision.tensor], reach).values
         assert torch.equal(after[decision.tensor], expected.to(torch.bfloat16))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,6 +58,24 @@ def from_parquet(data: bytes) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(str(error)) from error
+
+
+def opened(file: BinaryIO, **options: Any) -> pq.ParquetFile:
+    """A file of somebody's texts for Arrow's library, once its footer has been looked through; read it in pieces.
+
+    `options` as of `pyarrow.parquet.ParquetFile`. Raises `ValueError` for a footer that is none.
+    """
+    file.seek(0, io.SEEK_END)
+    size = file.tell()
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    (length,) = struct.unpack("<I", tail[:4]) if len(tail) == 8 else (0,)
+    file.seek(max(0, size - 8 - min(length, _LONGEST_FOOTER)))
+    footer = file.read()
+    file.seek(0)
+    _footer_of(file.read(4) + footer)
+    file.seek(0)
+    return pq.ParquetFile(file, **options)
 
 
 def _read(data: bytes, texts: list[str]) -> pa.Table:

@@ -218,7 +218,7 @@ def _check_early(source: Source, request: Request | QuantizeRequest) -> None:
     from tailwise.compression.making.request import QuantizeRequest
 
     if source.history is None and isinstance(request, QuantizeRequest) and not is_audit(source.model):
-        from tailwise.compression.making.early import check_reach_early
+        from tailwise.compression.trying.early import check_reach_early
 
         check_reach_early(source.model, request)
 

@@ -196,17 +196,17 @@ def _of_lines(stream: BinaryIO, column: str) -> Iterator[Any]:
 
 
 def _of_parquet(path: Path, column: str, room: Room) -> Iterator[Any]:
-    import pyarrow.parquet
+    from tailwise.audits.parquet import opened
 
     with open_regular(path) as file:
-        plain = pyarrow.parquet.ParquetFile(file)
+        plain = opened(file)
         names = plain.schema_arrow.names
         if column not in names:
             raise NoColumnError(names)
         check_text(plain.schema_arrow.field(column).type)
         _check_pages(plain.metadata, column, room)
         # A value that stands once and is meant often stays one until it is known how long all of them are.
-        table = pyarrow.parquet.ParquetFile(file, read_dictionary=[column], metadata=plain.metadata)
+        table = opened(file, read_dictionary=[column], metadata=plain.metadata)
         for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
             yield from texts_in(batch.column(0), room.take)
 
