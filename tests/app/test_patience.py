@@ -186,11 +186,13 @@ def test_those_that_read_nothing_give_way(port, unread, monkeypatch):
 def test_only_so_many_large_answers_are_held_for_one_address(port, unread, monkeypatch):
     monkeypatch.setattr(large_answers, "_MOST_OF_ONE", 70 << 20)
     monkeypatch.setattr(patience, "HEAD_SECONDS", 600)
-    unread(2)
-    for _ in range(40):
+    held = unread(2)
+    for _ in range(60):
+        time.sleep(0.1)
         answer = until_closed(port, MUCH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         if b"HTTP/1.1 503" in answer:
             break
+    assert len(held) == 2
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"x-content-type-options" in answer
     assert b"retry-after" in answer
