@@ -60,7 +60,7 @@ class Patient(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         self._counted = _Counted(transport)
-        super().connection_made(self._counted)  # type: ignore[arg-type]
+        super().connection_made(self._counted)  # type: ignore[arg-type]  # it is a transport but in name
         self._number = next(_numbers)
         self._wait()
         self._due = self.loop.time() + STALL_SECONDS

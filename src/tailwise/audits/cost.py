@@ -166,15 +166,17 @@ def _point(m: int, recipe: Recipe, device: str) -> list[float]:
     """Rates of product and reduction, and seconds of metrics and baseline, at one size."""
     import torch
 
+    from tailwise.spectrum.solvers.blas import HERE, Blas
     from tailwise.spectrum.solvers.gram import DenseMatrix, eigenvalues_of, gram
 
     n, where = _ASPECT * m, torch.device(device)
     matrix = DenseMatrix(torch.randn(n, m, generator=torch.Generator().manual_seed(m)))
     dtype: torch.dtype = getattr(torch, recipe.precision)
-    triangle = gram(matrix, dtype, where)
-    product = _clocked(lambda: gram(matrix, dtype, where), device)
-    reduction = _clocked(lambda: eigenvalues_of(triangle), device)
-    values = eigenvalues_of(triangle)[0].to("cpu", torch.float64).numpy()
+    blas = HERE(m, recipe.precision) if device == "cpu" else Blas()
+    triangle = gram(matrix, dtype, where, add=blas.add)
+    product = _clocked(lambda: gram(matrix, dtype, where, add=blas.add), device)
+    reduction = _clocked(lambda: eigenvalues_of(triangle.clone(), blas.reduce), device)
+    values = eigenvalues_of(triangle, blas.reduce)[0].to("cpu", torch.float64).numpy()
     spectrum = Spectrum(values, n, m)
     noise = gaussian_baseline(n, m, 1, recipe)
     baseline = _clocked(lambda: _noise(n, m, recipe), "cpu")

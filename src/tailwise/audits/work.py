@@ -108,13 +108,14 @@ class Worker:
         if isinstance(known, list) and (complete := self._all_known(keys, known)) is not None:
             return complete, _joined(known), True
         with self._opened(source) as checkpoint:
-            return self._read(source, checkpoint, keys)
+            return self._read(source, checkpoint, keys, identity)
 
     def _opened(self, source: MatrixSource) -> AbstractContextManager[Checkpoint]:
         return nullcontext(self.checkpoint) if self.ahead is None else self.ahead.opened(source)
 
-    def _read(self, source: MatrixSource, checkpoint: Checkpoint, keys: _Keys) -> tuple[Spectra, str, bool]:
-        identity = self._identity(source)
+    def _read(
+        self, source: MatrixSource, checkpoint: Checkpoint, keys: _Keys, identity: str | None
+    ) -> tuple[Spectra, str, bool]:
         block_bytes = BLOCK_BYTES if self.checkpoint.local else REMOTE_BLOCK_BYTES
         again = self.recipe.randomize > 0 or self.recipe.uses_windows
         matrices = [

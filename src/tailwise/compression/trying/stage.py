@@ -181,18 +181,19 @@ def _swift(
     trial: Trial, plan: Plan, options: StageOptions, clock: Clock | None
 ) -> tuple[StageOptions, tuple[str, ...]]:
     """Trials by the lighter operator, where it was asked for or the plan's own would take the time."""
-    # Plans of formats by rounding to nearest were no guide to GPTQ's: docs/evidence.md.
-    timed = clock is not None and trial.how.operator.does == "prune"
-    if trial.how.needs != "hessian" or not (options.lighter or timed):
+    if trial.how.needs != "hessian":
         return options, ()
-    heavy, took = trial.how.operator.name, 0.0
-    if clock is not None:
+    heavy, why = trial.how.operator.name, ""
+    if not options.lighter:
+        # Plans of formats by rounding to nearest were no guide to GPTQ's: docs/evidence.md.
+        if clock is None or trial.how.operator.does != "prune":
+            return options, ()
         took = trial.seconds_of_treating(plan, clock.read)
-    if not options.lighter and clock is not None and took <= _TREATED * clock.seconds:
-        return options, ()
+        if took <= _TREATED * clock.seconds:
+            return options, ()
+        why = f", for {heavy} takes {took:.2g} s to treat every tensor once"
     trial.lighten()
-    note = (f"trials took {trial.how.operator.name}, for {heavy} takes {took:.2g} s to treat every tensor once; "
-            f"what was judged and kept is of {heavy}")  # fmt: skip
+    note = f"trials took {trial.how.operator.name}{why}; what was judged and kept is of {heavy}"
     return replace(options, lighter=True), (note,)
 
 

@@ -114,9 +114,29 @@ def checked_device(device: str) -> str:
     return device
 
 
-_GUARD = threading.Lock()
-#: How many are within, and the setting that the last of them gives back.
-_WITHIN: list[int] = []
+class HeldSetting:
+    """A setting of the process that several change for a while, and that the last of them gives back."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._within: list[int] = []  # for each that is within, what is to be given back
+
+    @contextmanager
+    def at(self, value: int, read: Callable[[], int], write: Callable[[int], object]) -> Iterator[None]:
+        """Hold it at `value` while the block runs."""
+        with self._guard:
+            self._within.append(self._within[0] if self._within else read())
+            write(value)
+        try:
+            yield
+        finally:
+            with self._guard:
+                before = self._within.pop()
+                if not self._within:
+                    write(before)
+
+
+_TORCH_THREADS = HeldSetting()
 
 
 @contextmanager
@@ -127,16 +147,8 @@ def one_thread() -> Iterator[None]:
     """
     import torch
 
-    with _GUARD:
-        _WITHIN.append(_WITHIN[0] if _WITHIN else torch.get_num_threads())
-        torch.set_num_threads(1)
-    try:
+    with _TORCH_THREADS.at(1, torch.get_num_threads, torch.set_num_threads):
         yield
-    finally:
-        with _GUARD:
-            before = _WITHIN.pop()
-            if not _WITHIN:
-                torch.set_num_threads(before)
 
 
 _NAME = re.compile(r"local|(dask|ray)(://\S+:\d+)?")

@@ -47,14 +47,16 @@ def texts_in(array: Any, take: Callable[[int], None]) -> list[Any]:
         array.dictionary.validate(full=True)
         lengths: Any = pc.take(pc.binary_length(array.dictionary), array.indices)
         take(int(pc.sum(lengths).as_py() or 0))
-        return array.dictionary_decode().to_pylist()  # type: ignore[no-any-return]
+        decoded: list[Any] = array.dictionary_decode().to_pylist()
+        return decoded
     check_text(array.type)
     array.validate(full=True)
     if pa.types.is_string_view(array.type):  # views may lie one over the other
         take(sum(len(value.as_buffer()) for value in array if value.is_valid))
     else:
         take(int(pc.sum(pc.binary_length(array)).as_py() or 0))
-    return array.to_pylist()  # type: ignore[no-any-return]
+    plain: list[Any] = array.to_pylist()
+    return plain
 
 
 class NoTextError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,9 +126,26 @@ def _numbers(names: list[str]) -> Mapping[str, int]:
 
 
 @dataclass
-class _Scores:
+class ByBlock:
+    """A visitor that knows how audits number the blocks; `walked` fills in both."""
+
     stored: Mapping[str, str]  # parameter → stored tensor
-    numbers: Mapping[str, int]
+    numbers: Mapping[str, int]  # stored tensor → number of its block
+
+    def matrices(
+        self, block: Block, activations: Mapping[str, Activations]
+    ) -> Iterator[tuple[int, torch.Tensor, Activations]]:
+        """Of every matrix of a block: the number of its block in audits, W (out × in), and what it sees."""
+        layers = block.layers()
+        for name, inputs in activations.items():
+            parameter = f"{name}.weight"
+            number = self.numbers.get(self.stored.get(parameter, parameter), block.index)
+            for group, W in enumerate(matrices_of(layers[name]).detach()):
+                yield number, W, of_group(inputs, group)
+
+
+@dataclass
+class _Scores(ByBlock):
     M: float
     _by_block: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)
 
@@ -136,15 +153,10 @@ class _Scores:
         return dict.fromkeys(block.layers(), "norms")
 
     def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
-        layers = block.layers()
         scores: dict[int, list[torch.Tensor]] = {}
-        for name, inputs in activations.items():
-            parameter = f"{name}.weight"
-            number = self.numbers.get(self.stored.get(parameter, parameter), block.index)
-            for group, W in enumerate(matrices_of(layers[name]).detach()):
-                norms = of_group(inputs, group).norms
-                assert norms is not None  # noqa: S101 - asked for in `needs`
-                scores.setdefault(number, []).append(weighted_magnitudes(W, norms).flatten())
+        for number, W, inputs in self.matrices(block, activations):
+            assert inputs.norms is not None  # noqa: S101 - asked for in `needs`
+            scores.setdefault(number, []).append(weighted_magnitudes(W, inputs.norms).flatten())
         for number, parts in scores.items():
             values = torch.cat(parts)
             above = 100.0 * float((values > self.M * values.mean(dtype=torch.float64)).sum()) / len(values)

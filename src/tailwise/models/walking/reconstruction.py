@@ -12,8 +12,7 @@ from torch import nn
 
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.block_inputs import Block, Home
-from tailwise.models.walking.calibrate import Inputs, mean_of_parts, walked
-from tailwise.models.walking.statistics import matrices_of, of_group
+from tailwise.models.walking.calibrate import ByBlock, Inputs, mean_of_parts, walked
 
 #: Published: inputs are taken from a row in groups of so many, half of each group.
 GROUP, SHARE = 128, 0.5
@@ -63,20 +62,13 @@ def _of_rows(W: torch.Tensor, H: torch.Tensor, group: int, share: float) -> floa
 
 
 @dataclass
-class _Errors:
-    stored: Mapping[str, str]  # parameter → stored tensor
-    numbers: Mapping[str, int]
+class _Errors(ByBlock):
     by_block: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
 
     def needs(self, block: Block) -> Mapping[str, Need]:
         return dict.fromkeys(block.layers(), "hessian")
 
     def visit(self, block: Block, activations: Mapping[str, Activations]) -> None:
-        layers = block.layers()
-        for name, inputs in activations.items():
-            parameter = f"{name}.weight"
-            number = self.numbers.get(self.stored.get(parameter, parameter), block.index)
-            for group, W in enumerate(matrices_of(layers[name]).detach()):
-                hessian = of_group(inputs, group).hessian
-                assert hessian is not None  # noqa: S101 - asked for in `needs`
-                self.by_block.setdefault(number, []).append((1, least_error(W, hessian)))
+        for number, W, inputs in self.matrices(block, activations):
+            assert inputs.hessian is not None  # noqa: S101 - asked for in `needs`
+            self.by_block.setdefault(number, []).append((1, least_error(W, inputs.hessian)))

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from tailwise.core.errors import UsageError
+from tailwise.core.execution.executor import one_thread
 from tailwise.core.recipe import BlasAsked, Precision
 from tailwise.spectrum.solvers import openblas
 from tailwise.spectrum.solvers.gram import MAX_DEPTH, AddProduct, Reduce, add_product
+from tailwise.spectrum.solvers.symmetric import TOLERANCE, by_torch
 
 _log = logging.getLogger(__name__)
 #: Sizes that are measured; a matrix goes by the nearest, and below the limit nothing can be gained.
 _SIZES, _LEAST = (512, 1024), 384
 #: Another library is taken where it needs at most this share of torch's time: noise must not choose.
 _CLEARLY = 0.9
-#: One that is further off than this many ε·λ_max·√m is not taken, however fast.
-_TOLERANCE = 64.0
 _TIMES = 3
 
 
@@ -57,7 +57,7 @@ def measured(size: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
     """Step → library → seconds at m = size, on as many threads as torch has; without what is wrong, or not there."""
     block = torch.randn(MAX_DEPTH, size, generator=torch.Generator().manual_seed(size)).to(dtype)
     dense, known = _of_known_spectrum(size)
-    dense, limit = dense.to(dtype), _TOLERANCE * math.sqrt(size) * torch.finfo(dtype).eps
+    dense, limit = dense.to(dtype), TOLERANCE * math.sqrt(size) * torch.finfo(dtype).eps
     product = block.double().T @ block.double()
 
     def off_product(found: torch.Tensor) -> float:
@@ -76,16 +76,11 @@ def measured(size: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
     empty = torch.zeros(size, size, dtype=dtype)
     steps: dict[str, Any] = {
         "product": (empty, off_product, {"torch": products(add_product), "openblas": products(openblas.add_product)}),
-        "reduction": (dense, off_values, {"torch": _reduce_by_torch, "openblas": _reduce_by_openblas}),
+        "reduction": (dense, off_values, {"torch": by_torch, "openblas": _reduce_by_openblas}),
     }
     found = {step: {name: _seconds(run, given, off, limit) for name, run in ways.items()}
              for step, (given, off, ways) in steps.items()}  # fmt: skip
     return {step: {name: took for name, took in times.items() if math.isfinite(took)} for step, times in found.items()}
-
-
-def _reduce_by_torch(triangle: torch.Tensor) -> torch.Tensor:
-    values: torch.Tensor = torch.linalg.eigvalsh(triangle, UPLO="L")
-    return values
 
 
 def _of_known_spectrum(m: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,13 +207,9 @@ def _usable(noted: Any) -> Mapping[str, Mapping[str, float]] | None:
 
 def described() -> str:
     """What is taken for large matrices on this machine, measured now on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        kinds: tuple[Precision, ...] = ("float64", "float32")
+    kinds: tuple[Precision, ...] = ("float64", "float32")
+    with one_thread():
         parts = [f"{kind}: {_told(HERE.times(_SIZES[-1], kind))}" for kind in kinds]
-    finally:
-        torch.set_num_threads(before)
     return f"{_libraries()}; " + "; ".join(parts)
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 
+from tailwise.core.execution.executor import HeldSetting
 from tailwise.spectrum.solvers.tridiagonal import mirrored
 
 #: What is called, without the letter of the precision.
@@ -91,24 +90,13 @@ def _needed() -> OpenBLAS:
     return found
 
 
-_GUARD = threading.Lock()
-#: Of the calls under way: the setting that the last of them gives back.
-_WITHIN: list[int] = []
+_THREADS = HeldSetting()
 
 
-@contextmanager
-def _as_many_threads(blas: OpenBLAS) -> Iterator[None]:
+def _as_many_threads(blas: OpenBLAS) -> AbstractContextManager[None]:
     """As many threads as torch has, which is what the user or the pool of workers decided on."""
-    with _GUARD:
-        _WITHIN.append(_WITHIN[0] if _WITHIN else blas.controller.get_num_threads())
-        blas.controller.set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        with _GUARD:
-            before = _WITHIN.pop()
-            if not _WITHIN:
-                blas.controller.set_num_threads(before)
+    control = blas.controller
+    return _THREADS.at(torch.get_num_threads(), control.get_num_threads, control.set_num_threads)
 
 
 def add_product(triangle: torch.Tensor, block: torch.Tensor) -> None:

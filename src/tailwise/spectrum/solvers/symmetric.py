@@ -28,7 +28,7 @@ LARGEST_MEASURED = 4096
 #: Matrices of a batch that is measured.
 MANY = 4
 #: A solver that is further off than this many ε·λ_max·√m is not taken, however fast.
-_TOLERANCE = 64.0
+TOLERANCE = 64.0
 
 
 def by_torch(batch: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def measured(m: int, count: int, dtype: torch.dtype, device: torch.device) -> di
             seconds[name] = math.inf
             continue
         exact = values if exact is None else exact
-        limit = _TOLERANCE * math.sqrt(m) * torch.finfo(dtype).eps
+        limit = TOLERANCE * math.sqrt(m) * torch.finfo(dtype).eps
         if not bool(((values - exact).abs().amax(1) <= limit * exact[:, -1]).all()):
             _log.warning("the solver %s is off for %d × (%d, %d)", name, count, m, m)
             seconds[name] = math.inf
