@@ -111,7 +111,8 @@ def measure(results: Results, subject: Subject, found: Audit, cell: Cell, how: t
         losses, more = judge.scores(load_model(str(output)).module)
     more |= {"planning": round(planning, 1), "planning_cpu": round(worked, 1)}
     facts = {**more, "seconds": round(time.perf_counter() - began, 1)}
-    results.keep(cell, losses, **facts, kept=plan.settings.get("kept"), reached=round(plan.sparsity, 6))
+    facts |= {"kept": plan.settings.get("kept"), "tried": list(plan.tried)}
+    results.keep(cell, losses, **facts, reached=round(plan.sparsity, 6))
 
 
 def table(given: argparse.Namespace) -> None:

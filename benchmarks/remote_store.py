@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 PAUSE = 0.05  # seconds from a request to its answer
+REGION = "us-east-1"
 
 
 def rows(folder: Path, rounds: int) -> list[str]:
@@ -46,7 +47,7 @@ def _audited(address: str, endpoint: str) -> float:
         "assert len(found) > 200, len(found)\n"
         "print(time.perf_counter() - began)\n"
     )
-    environment = {**os.environ, "AWS_DEFAULT_REGION": "us-east-1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "AWS_DEFAULT_REGION": REGION, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-P", "-c", program, address, endpoint], env=environment, text=True,
                           capture_output=True, check=False)  # fmt: skip
     if done.returncode:
@@ -106,8 +107,8 @@ def _s3(folder: Path) -> Iterator[tuple[str, str]]:
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
         _wait_for(port)
-        fs = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}", key="k", secret="s",
-                               client_kwargs={"region_name": "us-east-1"})  # fmt: skip
+        os.environ["AWS_DEFAULT_REGION"] = REGION  # as an argument it would be sent with the bucket, and refused
+        fs = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}", key="k", secret="s")
         fs.mkdir("bucket")
         fs.put(str(folder), "bucket/model", recursive=True)
         with _delayed(port) as far:

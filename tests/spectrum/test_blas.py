@@ -99,13 +99,27 @@ def test_the_clearly_fastest_is_taken_and_measured_once(monkeypatch, tmp_path, s
 
     monkeypatch.setattr(blas, "measured", clocked)
     choose = blas_of("auto", Cache(tmp_path))
-    assert choose(4096, "float64") == choose(900, "float64") == Blas(taken, "torch")
+    assert choose(4096, "float64") == choose(1600, "float64") == Blas(taken, "torch")
     assert choose(100, "float64") == Blas()  # too small for a gain
-    assert times == [(1024, torch.float64)]
+    assert times == [(2048, torch.float64)]
     monkeypatch.setattr(blas, "_MEASURED", {})
     assert blas_of("auto", Cache(tmp_path))(2000, "float64") == Blas(taken, "torch")
     assert len(times) == 1
     assert choose.told == ("" if taken == "torch" else f"products by openblas ({BLAS.name})")
+
+
+@needs_openblas
+def test_what_is_ahead_for_small_matrices_is_not_taken_for_large_ones(monkeypatch, tmp_path):
+    ahead = {512: 0.5, 1024: 0.8, 2048: 1.4}
+
+    def clocked(size, _):
+        steps = {"torch": 1.0, "openblas": ahead[size]}
+        return {"product": {"torch": 1.0, "openblas": 1.0}, "reduction": steps}
+
+    monkeypatch.setattr(blas, "measured", clocked)
+    choose = blas_of("auto", Cache(tmp_path))
+    taken = {m: choose(m, "float64").reduction for m in (576, 1024, 1400, 1536, 4096, 8192)}
+    assert taken == {576: "openblas", 1024: "openblas", 1400: "openblas", 1536: "torch", 4096: "torch", 8192: "torch"}
 
 
 @needs_openblas

@@ -54,17 +54,21 @@ def _sweep(W: torch.Tensor, U: torch.Tensor, scales: _Scales, places: list[int],
     """Round W (out × in) in place; `places` are the original columns, `pruned` what stays zero."""
     for start in range(0, W.shape[1], scales.width):
         stop = min(start + scales.width, W.shape[1])
-        errors = torch.empty_like(W[:, start:stop])
-        for column in range(start, stop):
-            scales.reach(W, column)
-            rounded = scales.round(W[:, column : column + 1], places[column])
-            if pruned is not None:
-                rounded = rounded.masked_fill(pruned[:, column : column + 1], 0.0)
-            lost = (W[:, column] - rounded[:, 0]) / U[column, column]
-            W[:, column] = rounded[:, 0]
-            W[:, column + 1 : stop].addr_(lost, U[column, column + 1 : stop], alpha=-1.0)
-            errors[:, column - start] = lost
-        W[:, stop:] -= errors @ U[start:stop, stop:]
+        # Columns beside each other in memory: most of the time is their going one by one.
+        block, errors = W[:, start:stop].T.contiguous(), W.new_empty(stop - start, len(W))
+        kept = None if pruned is None else pruned[:, start:stop].T.contiguous()
+        own = U[start:stop, start:stop]
+        pivots = own.diagonal().tolist()
+        for row, pivot in enumerate(pivots):
+            scales.reach(block.T, row, start)
+            rounded = scales.round(block[row][:, None], places[start + row])[:, 0]
+            if kept is not None:
+                rounded = rounded.masked_fill(kept[row], 0.0)
+            torch.sub(block[row], rounded, out=errors[row]).div_(pivot)
+            block[row] = rounded
+            block[row + 1 :].addr_(own[row, row + 1 :], errors[row], alpha=-1.0)
+        W[:, start:stop] = block.T
+        W[:, stop:] -= errors.T @ U[start:stop, stop:]
 
 
 @dataclass
@@ -96,12 +100,13 @@ class _Scales:
         """Columns of a block: a group is never cut."""
         return BLOCK if self._reach is None or self._group is None else max(1, BLOCK // self._group) * self._group
 
-    def reach(self, W: torch.Tensor, column: int) -> None:
-        """Choose the scales of the group that begins at `column`, if one does."""
-        if self._reach is not None and self._group is not None and column % self._group == 0:
-            group = W[:, column : column + self._group].to(self.stored)
+    def reach(self, block: torch.Tensor, column: int, start: int) -> None:
+        """Choose the scales of the group that begins at a column of a block, if one does; it begins at `start`."""
+        if self._reach is not None and self._group is not None and (start + column) % self._group == 0:
+            group = block[:, column : column + self._group].to(self.stored)
             if self.pruned is not None:
-                group = group.masked_fill(self.pruned[:, column : column + self._group], 0.0)
+                place = start + column
+                group = group.masked_fill(self.pruned[:, place : place + self._group], 0.0)
             self._parts.append(self.format.grid(group, self._reach))
 
     def round(self, values: torch.Tensor, place: int) -> torch.Tensor:
