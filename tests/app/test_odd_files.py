@@ -14,6 +14,7 @@ from tailwise.app import lists
 from tailwise.app.rendering import moment
 from tailwise.app.workspace import layers as table
 from tailwise.app.workspace import links
+from tailwise.compression.plans.plan import Plan
 
 NAMES = [
     "模型",
@@ -177,3 +178,23 @@ def test_a_store_on_a_server_that_goes_away_amid_is_told_and_found_again(folder,
         workspace._refused = None
         assert client.get("/training").status_code == 200
         assert "one" in client.get("/training").text
+
+
+@pytest.mark.parametrize("trouble", [KeyError("x"), RecursionError(), AssertionError(), ZeroDivisionError()], ids=repr)
+def test_whatever_one_plan_raises_the_lists_show_the_others(client, app, folder, plan_text, monkeypatch, trouble):
+    for name in ("good", "odd"):
+        (folder / f"{name}.json").write_text(plan_text)
+    load = Plan.load
+
+    def loading(path):
+        if Path(path).stem == "odd":
+            raise trouble
+        return load(path)
+
+    monkeypatch.setattr(Plan, "load", loading)
+    app.state.context.workspace.look_again()
+    for address in ("/plans", "/models"):
+        answer = client.get(address)
+        assert answer.status_code == 200
+        assert f"cannot be read ({type(trouble).__name__})" in answer.text
+        assert "good" in answer.text

@@ -166,3 +166,10 @@ def test_what_compare_wrote_is_read_as_it_was(folder):
     (folder / "two.json").write_text(json.dumps(found.to_json()))
     (read,) = read_comparisons(folder / "two.json")
     assert read == found
+
+
+def test_a_row_is_a_line_however_long_what_a_file_says(folder):
+    (folder / "long.json").write_text(json.dumps({"after": "a", "layers": [], "before": "<" * 1_000_000}))
+    rows = others(Workspace([folder]))
+    assert any("signs)" in row.says for row in rows)
+    assert sum(len(row.says) + len(row.command) for row in rows) < 5000

@@ -1,12 +1,14 @@
 """Members of archives that would unfold into far more than they take are refused before they do."""
 
 import io
+import struct
 import zipfile
 
 import numpy as np
 import pytest
 
-from tailwise.checkpoints.formats import unfolding
+import tailwise as tw
+from tailwise.checkpoints.formats import keras, unfolding
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError
 
@@ -35,3 +37,34 @@ def test_weights_of_a_keras_archive(tmp_path):
         archive.writestr("model.weights.h5", sink.getvalue() + bytes(1 << 22))
     with pytest.raises(UnreadableError, match="would unfold"):
         open_checkpoint(tmp_path / "m.keras")
+
+
+def test_hdf5_whose_tree_of_links_repeats_ends(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path, nodes, size = tmp_path / "model.h5", 32, 24 + 32 * 16 + 8
+    with h5py.File(path, "w", libver=("earliest", "v108")) as file:
+        for number in range(5):
+            file.create_dataset(f"w{number}", data=np.zeros((2, 2), np.float32))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"TREE")
+    leaf = bytes(data[at : at + size])
+    key, _, last = struct.unpack("<QQQ", leaf[24:48])
+
+    def node(level, child):
+        head = b"TREE" + bytes([0, level]) + struct.pack("<HQQ", nodes, 2**64 - 1, 2**64 - 1)
+        return head + struct.pack("<QQ", key, child) * nodes + struct.pack("<Q", last)
+
+    child = len(data)
+    data += leaf
+    for level in range(1, 8):
+        data += bytes(-len(data) % 8)
+        place = len(data)
+        data += node(level, child)
+        child = place
+    data[at : at + size] = node(8, child)
+    data[40:48] = struct.pack("<Q", len(data))
+    path.write_bytes(data)
+    assert len(data) < 20_000
+    monkeypatch.setattr(keras, "_MOST_LINKS", 10_000)
+    with pytest.raises(UnreadableError, match="more than 10000 groups and arrays"):
+        tw.audit(path)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import time
 
 import pytest
 
@@ -178,7 +179,7 @@ def test_a_slip_of_syntax_is_told_with_its_line(tmp_path, name, text):
 )
 def test_a_file_that_a_reader_of_json_or_yaml_gives_up_on_is_told(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match="is no plan"):
+    with pytest.raises(UsageError, match=r"is no (plan|JSON|YAML)"):
         Plan.load(tmp_path / name)
 
 
@@ -217,6 +218,20 @@ def test_aliases_of_aliases_are_refused_before_they_unfold(tmp_path):
     (tmp_path / "x.yaml").write_text("tailwise_plan: 1\nsettings:\n" + "\n".join(f"  {line}" for line in lines))
     with pytest.raises(UsageError, match="aliases stand for more"):
         Plan.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!bool foo", '!!int ""', "!!timestamp foo", "!!float ''", "!!binary 7é", "!!python/name:os.system", "2001-99-99",
+     ":".join(["1"] * 100_000), ":".join(["1"] * 400) + ":1.5", "9" * 100_000, "{? [1] : 2}"],
+    ids=range(11),
+)  # fmt: skip
+def test_a_value_that_its_tag_does_not_fit_is_one_error_at_once(tmp_path, value):
+    (tmp_path / "x.yaml").write_text(f"tailwise_plan: 1\nx: {value}\n")
+    began = time.process_time()
+    with pytest.raises(UsageError, match="is no YAML"):
+        Plan.load(tmp_path / "x.yaml")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])

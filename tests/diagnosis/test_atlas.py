@@ -86,7 +86,10 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":"tailwise-atlas","version":9,"models":[]}',
-                                  '{"format":"tailwise-atlas","version":1,"models":[{"name":1}]}', "\x00"])  # fmt: skip
+                                  '{"format":"tailwise-atlas","version":1,"models":[{"name":1}]}', "\x00",
+                                  '{"format":"tailwise-atlas","version":1,"models":[{"name":"a","fingerprint":"b",'
+                                  '"digests":[],"sizes":[],"cells":[{"of":["q"],"matrices":1e999,"values":{}}]}]}',
+                                  ])  # fmt: skip
 def test_what_is_no_atlas_is_one_error(tmp_path, text):
     path = tmp_path / "x.atlas"
     path.write_text(text)

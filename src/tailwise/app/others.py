@@ -13,10 +13,12 @@ from tailwise.app.workspace import links
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry
 from tailwise.app.workspace.workspace import Workspace
 from tailwise.core.errors import TailwiseError
+from tailwise.core.harmless import shortened
 from tailwise.core.storage import json_of, read_text
 
 _log = logging.getLogger(__name__)
 _MOST = 200
+_LONGEST = 400  # signs of what a row says
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def _row(workspace: Workspace, entry: WorkspaceEntry) -> Other:
     says, command = _SAYS[entry.kind]
     ok = False
     try:
-        text, ok = workspace.keep(entry.id, "says", lambda: says(entry.path)), True
+        text, ok = workspace.keep(entry.id, "says", lambda: shortened(says(entry.path), _LONGEST)), True
     except TailwiseError as error:
         text = error.what
     except Exception:  # whatever one file holds, the list shows the others
@@ -70,7 +72,8 @@ def _of_plan(workspace: Workspace, entry: WorkspaceEntry) -> str:
         plan = workspace.plan(entry.id)
     except TailwiseError as error:
         return error.what
-    return f"{plan.kind} {plan.model or 'a model'}: {plan.amount_words}, {len(plan)} tensors, by {plan.allocator}"
+    said = f"{plan.kind} {plan.model or 'a model'}: {plan.amount_words}, {len(plan)} tensors, by {plan.allocator}"
+    return shortened(said, _LONGEST)
 
 
 def _of_comparison(path: Path) -> str:

@@ -19,7 +19,7 @@ from tailwise.app.workspace.workspace import Workspace
 from tailwise.audits.audit import Audit
 from tailwise.audits.trusted import value_of
 from tailwise.core.atomic import write_whole
-from tailwise.core.errors import TailwiseError
+from tailwise.core.errors import MALFORMED, TailwiseError
 from tailwise.core.storage import json_of
 from tailwise.judging.compare.summary import model_numbers
 
@@ -88,7 +88,7 @@ class Overviews:
             document = json_of((self._folder / f"{key}.json").read_text(encoding="utf-8"))
             lists = {name: tuple(document[name]) for name in ("sketch", "norms")}
             overview = Overview(**{**document, "id": entry.id, "title": entry.title, **lists})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (*MALFORMED, OSError):
             return None
         return self._remember(key, overview)
 

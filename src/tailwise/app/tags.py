@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.core.atomic import write_whole
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import MALFORMED, UsageError
 from tailwise.core.storage import json_of
 
 _TAG = re.compile(r"[\w.:+-]{1,40}")
@@ -31,7 +31,7 @@ class Tags:
         try:
             document = json_of(self._path.read_text(encoding="utf-8"))
             return {str(path): tuple(map(str, tags)) for path, tags in document.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+        except (*MALFORMED, OSError):
             return {}
 
     def put(self, entry: WorkspaceEntry, text: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from tailwise.app.jobs.process import environment
 from tailwise.app.page_context import PageContext
 from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.core.atomic import could_not_write
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import MALFORMED, UsageError
 from tailwise.core.storage import json_of
 
 _SECONDS = 60
@@ -93,6 +93,6 @@ def _read_apart(path: Path, most: int) -> None:
         return
     try:
         why = str(json_of(done.stdout)["error"])
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         why = "the reader ended with an error"
     raise UsageError(f"is not a readable audit: {why[:300]}", fix="upload what `tailwise audit` wrote (.audit)")

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
+from tailwise.core.errors import MALFORMED
 from tailwise.core.storage import json_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _modules_of(root: Path) -> set[str]:
     try:
         document = json_of((root / "modules.json").read_text(encoding="utf-8"))
         return {str(module["path"]) for module in document if module["path"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*MALFORMED, OSError):
         return set()
 
 

@@ -28,6 +28,11 @@ AS_NUMBERS = (
 )
 
 
+#: What is raised over a document that is not as its writer made it, whoever reads it: edited, cut, or made to harm.
+MALFORMED = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, StopIteration,
+)  # fmt: skip
+
 #: Whether whoever reads an error made now called a command; told by `tailwise.cli`, where there is one.
 _on_command_line: Callable[[], bool] = bool
 

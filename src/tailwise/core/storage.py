@@ -54,13 +54,15 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _limits(scheme: str) -> dict[str, Any]:
-    """Of web servers: a time for each wait, where the driver's is five minutes for the whole of an answer."""
+    """Of web servers: a time for each wait, where the driver's is five minutes for a whole answer; and its bytes."""
     if scheme not in ("http", "https"):
         return {}
     import aiohttp
 
+    from tailwise.core.web_answers import BoundedAnswer
+
     waits = aiohttp.ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)
-    return {"client_kwargs": {"timeout": waits}}
+    return {"client_kwargs": {"timeout": waits, "response_class": BoundedAnswer}}
 
 
 def open_descriptor(path: str | os.PathLike[str]) -> int:

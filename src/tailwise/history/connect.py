@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import MALFORMED, TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
+from tailwise.history.bounded import BoundedWork, check_pages
 from tailwise.history.schema import META
 from tailwise.history.sql import (
     URL,
@@ -34,8 +35,8 @@ _WRITERS = 0x7A11_715E
 _PAGE_BYTES = 8192
 _CACHE_KIB = 65536
 _LONGEST = 1 << 28  # bytes of a text or a vector in SQLite
-#: What values raise that are not those that were written: a store may have been edited, or made to harm.
-_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, StopIteration)
+#: In a connection's own notes: its `BoundedWork`.
+_WORK = "work"
 
 
 def is_url(where: str) -> bool:
@@ -127,8 +128,9 @@ def _sqlite(path: Path, create: bool, patience: float) -> Engine:
             raise UnreachableError(f"could not be made: {error.strerror or error}", where=path) from error
     url = URL.create("sqlite", database=str(path)) if create or _may_write(path) else _read_only(path)
     engine = create_engine(url, connect_args={"timeout": patience})
-    event.listen(engine, "connect", _Prepare(patience))
+    event.listen(engine, "connect", _Prepare(path, patience))
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "before_cursor_execute", _count_anew)
     return engine
 
 
@@ -147,15 +149,19 @@ def _read_only(path: Path) -> URL:
 class _Prepare:
     """What every new connection to SQLite is set to."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, path: Path, patience: float) -> None:
+        self._path, self._patience, self._checked = path, patience, False
 
-    def __call__(self, raw: Any, _record: Any) -> None:
+    def __call__(self, raw: Any, record: Any) -> None:
+        record.info[_WORK] = BoundedWork(raw, self._path)
         raw.isolation_level = None  # transactions begin where `_begin` says so, and not before
         raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         cursor = raw.cursor()
         # What a schema of somebody else names is no function that could do more than compute.
         cursor.execute("PRAGMA trusted_schema=OFF")
+        if not self._checked:
+            check_pages(cursor, self._path)
+            self._checked = True
         cursor.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         cursor.execute("PRAGMA foreign_keys=ON")
         # With WAL this loses nothing when a process dies; when the machine does, the last moments at most.
@@ -196,6 +202,10 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _count_anew(connection: Connection, *_: Any) -> None:
+    connection.connection.info[_WORK].begin()
+
+
 @contextmanager
 def reading(engine: Engine, where: str) -> Iterator[Connection]:
     """A transaction that sees one state of the store."""
@@ -205,7 +215,7 @@ def reading(engine: Engine, where: str) -> Iterator[Connection]:
     with store_errors(where), engine.connect().execution_options(**options) as connection:
         try:
             yield connection
-        except _DAMAGE as error:
+        except MALFORMED as error:
             raise UnreadableError(
                 f"holds what tailwise has not written ({type(error).__name__}: {str(error)[:200]})",
                 where=where,
@@ -247,6 +257,12 @@ def _explained(error: DBAPIError, where: str) -> TailwiseError:
     ):
         if part in message:
             return UnreachableError(what, where=where, fix=fix)
+    if "interrupted" in message:
+        return UnreadableError(
+            "takes more work to read than a file of its size can need: its pages are damaged, or made to harm",
+            where=where,
+            fix="restore it from a copy, or begin another",
+        )
     if "not a database" in message or "malformed" in message or "decode" in message:
         return UnreadableError(f"is no store, or it is damaged ({message})", where=where, fix="check the path")
     if "permission denied" in message.lower():

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, get_args
 
-from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import MALFORMED, UnreachableError, UnreadableError, UsageError
 from tailwise.core.storage import json_of, open_regular
 from tailwise.history.point import Alarm, Cadence, Point, Resumed, Severity
 
@@ -56,7 +57,7 @@ def from_line(line: str) -> Item:
         if kind == "resumed":
             return _resumed(body)
         return _alarm(body) if kind == "alarm" else _point(body)
-    except (AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except MALFORMED as error:
         raise ValueError(f"neither a point nor an alarm ({type(error).__name__}: {error})") from error
 
 
@@ -187,26 +188,57 @@ def _mend_last_line(path: Path) -> None:
 
 def one_line(items: Iterable[Item]) -> list[Point | Alarm]:
     """Points and alarms without those of branches that ended: each run as it stands, one point a step and cadence."""
-    by_key: dict[tuple[Any, ...], Point | Alarm] = {}
-    for item in items:
+    runs: dict[str, _Branch] = {}
+    for place, item in enumerate(items):
+        branch = runs.setdefault(item.run, _Branch())
         if isinstance(item, Resumed):
-            by_key = {key: one for key, one in by_key.items() if one.run != item.run or one.step <= item.step}
-        elif isinstance(item, Alarm):
-            by_key[len(by_key), item.key] = item
+            branch.end_after(item.step)
         else:
-            key = item.run, item.step, item.cadence
-            there = by_key.get(key)
-            by_key[key] = united(there, item) if isinstance(there, Point) else item
-    return list(by_key.values())
+            branch.add(place, item)
+    standing = sorted(kept for branch in runs.values() for kept in branch.parts.items())
+    return [_united(parts) for _, parts in standing]
 
 
-def united(known: Point, added: Point) -> Point:
-    """Two points of one step: layers and scalars of both, of what both have the later; notes one after the other."""
-    layers = {name: dict(values) for name, values in known.layers.items()}
-    for name, values in added.layers.items():
-        layers.setdefault(name, {}).update(values)
-    scalars, notes = {**known.scalars, **added.scalars}, tuple(dict.fromkeys((*known.notes, *added.notes)))
-    return replace(added, layers=layers, scalars=scalars, notes=notes)
+class _Branch:
+    """What stands of one run, in time that goes with what was read however often it went back."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, list[Point | Alarm]] = {}  # place of the first → all of one step and cadence
+        self._places: dict[tuple[int, str], int] = {}
+        self._latest: list[tuple[int, int]] = []  # a heap of (−step, place)
+
+    def add(self, place: int, item: Point | Alarm) -> None:
+        if isinstance(item, Point):
+            there = self._places.setdefault((item.step, item.cadence), place)
+            if there != place:
+                self.parts[there].append(item)
+                return
+        self.parts[place] = [item]
+        heapq.heappush(self._latest, (-item.step, place))
+
+    def end_after(self, step: int) -> None:
+        while self._latest and -self._latest[0][0] > step:
+            (first, *_) = self.parts.pop(heapq.heappop(self._latest)[1])
+            if isinstance(first, Point):
+                del self._places[first.step, first.cadence]
+
+
+def _united(parts: Sequence[Point | Alarm]) -> Point | Alarm:
+    points = [part for part in parts if isinstance(part, Point)]
+    return united(*points) if len(points) > 1 else parts[0]
+
+
+def united(*points: Point) -> Point:
+    """Points of one step as one: layers and scalars of all, the latest of what several have; notes of all."""
+    layers: dict[str, dict[str, float]] = {}
+    scalars: dict[str, float] = {}
+    notes: dict[str, None] = {}
+    for point in points:
+        for name, values in point.layers.items():
+            layers.setdefault(name, {}).update(values)
+        scalars.update(point.scalars)
+        notes |= dict.fromkeys(point.notes)
+    return replace(points[-1], layers=layers, scalars=scalars, notes=tuple(notes))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Item]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.storage import json_of
 from tailwise.history.jsonl import numbers_from
 from tailwise.history.read import Steps, in_steps, known_run, layouts_of, metric_names
@@ -36,9 +36,12 @@ def series(
     for number, layout in layouts_of(connection, {head.layout_id for head in heads}).items():
         kept = _kept(layout, layers, roles)
         if len(kept) and ids:
-            own = [head for head in heads if head.layout_id == number]
             span = int(kept[0]), int(kept[-1]) + 1, len(layout.places)
-            values = _values(connection, [*mine, POINTS.c.layout_id == number], ids, [head.id for head in own], span)
+            rows = _rows(connection, [*mine, POINTS.c.layout_id == number], ids, span)
+            # Room for points that have values, and for no others: a few bytes can name a layout of a million layers.
+            having = {point for point, _, _ in rows}
+            own = [head for head in heads if head.id in having]
+            values = _values(rows, ids, [head.id for head in own], span[1] - span[0])
             parts.append(_part(layout, kept, own, dict(zip(ids, values, strict=True))))
     return _joined(parts, list(ids))
 
@@ -61,24 +64,28 @@ def _is_scalar(connection: Connection, run: int, name: str) -> bool:
     return any(name in json_of(row) for row in rows)
 
 
-def _values(
-    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], points: Sequence[int],
-    span: tuple[int, int, int],
-) -> NDArray[np.float64]:  # fmt: skip
-    """Values of the layers from `first` to before `last` of `count`; (metrics, points, last − first)."""
+def _rows(
+    connection: Connection, mine: list[ColumnElement[bool]], ids: Mapping[str, int], span: tuple[int, int, int]
+) -> Sequence[Any]:
+    """(point, metric, bytes of the layers from `first` to before `last` of `count`)."""
     first, last, count = span
-    width = 8 * (last - first)
     data: ColumnElement[Any] = VECTORS.c.data
     if last - first < count:  # of one layer, eight bytes
-        data = func.substr(VECTORS.c.data, 8 * first + 1, width, type_=LargeBinary)
+        data = func.substr(VECTORS.c.data, 8 * first + 1, 8 * (last - first), type_=LargeBinary)
     query = (
         select(VECTORS.c.point_id, VECTORS.c.metric_id, data)
         .join(POINTS, POINTS.c.id == VECTORS.c.point_id)
         .where(VECTORS.c.metric_id.in_(ids.values()), *mine)
     )
-    rows = connection.execute(query).all()
-    shape = len(ids), len(points), last - first
-    values = np.empty(shape, np.float64)
+    return connection.execute(query).all()
+
+
+def _values(
+    rows: Sequence[Any], ids: Mapping[str, int], points: Sequence[int], layers: int
+) -> NDArray[np.float64]:  # fmt: skip
+    """The rows as numbers, (metrics, points, layers)."""
+    width = 8 * layers
+    values = np.empty((len(ids), len(points), layers), np.float64)
     if len(rows) < len(ids) * len(points):
         values.view(ABSENT.dtype)[:] = ABSENT
     # Straight to where it belongs: joining the bytes of each metric first took as long as reading them.
@@ -186,9 +193,22 @@ def scalars(connection: Connection, run: str, steps: Steps | None) -> pa.Table:
     rows = connection.execute(query.order_by(POINTS.c.step, POINTS.c.cadence)).all()
     numbers = [numbers_from(json_of(row.scalars)) for row in rows]
     names = dict.fromkeys(name for values in numbers for name in values)
+    _check_table(len(rows), len(names), sum(map(len, numbers)))
     return pa.table({
         "step": pa.array([row.step for row in rows], pa.int64()),
         "cadence": pa.array([row.cadence for row in rows], pa.string()),
         "time": pa.array([row.time for row in rows], pa.float64()),
         **{name: pa.array([values.get(name) for values in numbers], pa.float64()) for name in names},
     })  # fmt: skip
+
+
+#: Cells of a table of scalars that are always made, and more of them for every number that is there.
+_CELLS, _CELLS_A_NUMBER = 10_000_000, 64
+
+
+def _check_table(points: int, names: int, numbers: int) -> None:
+    if points * names > _CELLS + _CELLS_A_NUMBER * numbers:
+        raise UnreadableError(
+            f"its {points} points have {names} scalars of different names, and hardly two have one in common",
+            fix="give a scalar one name throughout a run, or read fewer steps",
+        )

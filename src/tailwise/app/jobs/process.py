@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tailwise.app.jobs.job import Job
+from tailwise.core.errors import MALFORMED
 from tailwise.core.storage import json_of
 
 _LAST_LINES = 12
@@ -100,6 +101,6 @@ def _step(line: str) -> Mapping[str, Any] | None:
         return None
     try:
         progress = json_of(line)["progress"]
-    except (ValueError, KeyError):
+    except MALFORMED:
         return None
     return progress if isinstance(progress, dict) else None

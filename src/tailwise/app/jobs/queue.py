@@ -22,7 +22,7 @@ from tailwise.app.jobs.job import Job
 from tailwise.app.jobs.outputs import free_name, place
 from tailwise.app.jobs.process import JobProcess
 from tailwise.core.atomic import write_whole
-from tailwise.core.errors import TailwiseError, UsageError, unknown_name
+from tailwise.core.errors import MALFORMED, TailwiseError, UsageError, unknown_name
 from tailwise.core.locks import let_go, take
 
 _log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Queue:
         for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []:
             try:
                 job = Job.from_text(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, TypeError) as error:
+            except (*MALFORMED, OSError) as error:
                 _log.warning("%s is no job: %s", path, error)
                 continue
             if job.state == "running" and self._claim is not None:  # a server died under it

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry, identity
 from tailwise.audits.codec import MEMBERS
+from tailwise.history.bounded import BoundedWork
 
 _DEEPEST = 8
 _MOST = 100_000  # files and folders named below one root: a home folder given by mistake must not hang
@@ -155,6 +156,7 @@ def is_history(path: Path) -> bool:
             return False
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.2)) as store:
+            BoundedWork(store, path, grows=False)
             tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -15,7 +16,7 @@ from cachetools import LRUCache, cached
 from tailwise.app.workspace.entry import OWN_PAGES, Kind, WorkspaceEntry
 from tailwise.app.workspace.scan import Scanner
 from tailwise.audits.audit import Audit
-from tailwise.core.errors import UnreachableError, UsageError, unknown_name
+from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from tailwise.compression.plans.plan import Plan
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Value = TypeVar("Value")
+_log = logging.getLogger(__name__)
 
 _MOST = 256  # things
 _BYTES = 1 << 30  # charts as they are, and what is made of a file as the file: in memory it is about as large
@@ -193,7 +195,7 @@ class Workspace:
     def audit(self, name: str) -> Audit:
         """The audit of that identity."""
         entry = self.entry(name, "audit")
-        return self._kept.get(("audit", *_stamp(entry)), lambda: Audit.load(entry.path), entry.nbytes)
+        return self._kept.get(("audit", *_stamp(entry)), lambda: _read(entry, Audit.load), entry.nbytes)
 
     def diagnosis(self, name: str) -> Diagnosis:
         """What the rules say of an audit."""
@@ -230,7 +232,7 @@ class Workspace:
         from tailwise.compression.plans.plan import Plan
 
         entry = self.entry(name, "plan")
-        return self._kept.get(("plan", *_stamp(entry)), lambda: Plan.load(entry.path), entry.nbytes)
+        return self._kept.get(("plan", *_stamp(entry)), lambda: _read(entry, Plan.load), entry.nbytes)
 
     @property
     def history(self) -> History:
@@ -266,6 +268,17 @@ class Workspace:
             if self._history is not None:
                 self._history.close()
                 self._history = None
+
+
+def _read(entry: WorkspaceEntry, load: Callable[[Path], Value]) -> Value:
+    """What a file holds; `UnreadableError` whatever else went wrong, so that lists show the others."""
+    try:
+        return load(entry.path)
+    except (TailwiseError, MemoryError):
+        raise
+    except Exception as error:
+        _log.warning("%s cannot be read", entry.path, exc_info=True)
+        raise UnreadableError(f"cannot be read ({type(error).__name__})", where=entry.path) from error
 
 
 def _stamp(entry: WorkspaceEntry) -> tuple[Hashable, ...]:

@@ -30,7 +30,7 @@ _WEIGHTS = "model.weights.h5"
 _LARGEST = 8 << 30  # of the weights in an archive, which are unpacked into memory
 _MOST_SETTINGS = 1 << 28
 _MOST_PACKED = 4096  # how much smaller than an array its compressed bytes can be
-_DEEPEST, _MOST = 64, 1 << 18
+_DEEPEST, _MOST, _MOST_LINKS = 64, 1 << 18, 1 << 20
 _DAMAGED = "it is damaged or cut off: download or save it again"
 #: Groups that hold no weights of the model.
 _OPTIMIZER = frozenset({"optimizer", "optimizer_weights", "_optimizer"})
@@ -54,6 +54,7 @@ class KerasCheckpoint(ArrayStore):
         (file,) = files
         self._file = file
         self._left: list[str] = []
+        self._links = 0
         self._addresses: dict[str, Any] = {}  # dataset → where it lies: several links may lead to one
         self._state = False  # whether an optimizer's state was left out
         self._h5, settings = _opened(file)
@@ -78,7 +79,7 @@ class KerasCheckpoint(ArrayStore):
             classes = _classes(settings if settings is not None else _attribute(self._h5, "model_config"))
             old = _is_own(self._h5, "model_weights")
             stored = list(self._arrays_of(self._h5["model_weights"] if old else self._h5, classes))
-            self._state = self._state or (old and "optimizer_weights" in list(self._h5))
+            self._state = self._state or (old and _is_own(self._h5, "optimizer_weights"))
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
             # The library raises these where a part of the file is not what another says.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -114,7 +115,7 @@ class KerasCheckpoint(ArrayStore):
 
         if len(path) > _DEEPEST:
             raise UnreadableError(f"is nested more than {_DEEPEST} deep", where=self._file.name, fix=_DAMAGED)
-        for name in group:
+        for name in self._names(group):
             inner = (*path, name)
             if not _is_own(group, name):
                 self._left.append("/".join(inner))
@@ -129,6 +130,25 @@ class KerasCheckpoint(ArrayStore):
                 if address not in seen:
                     seen.add(address)
                     yield from self._walk(member, inner, seen)
+
+    def _names(self, group: Any) -> list[str]:
+        """The links of a group, as h5py orders them; a tree whose nodes repeat stands for links without number."""
+        import h5py
+
+        found: list[str] = []
+
+        def take(name: bytes) -> bool | None:
+            found.append(name.decode("utf-8", "surrogateescape"))
+            return True if self._links + len(found) > _MOST_LINKS else None  # which ends it
+
+        by_age = group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED
+        group.id.links.iterate(take, idx_type=h5py.h5.INDEX_CRT_ORDER if by_age else h5py.h5.INDEX_NAME)
+        self._links += len(found)
+        if self._links > _MOST_LINKS:
+            raise UnreadableError(
+                f"names more than {_MOST_LINKS} groups and arrays", where=self._file.name, fix=_DAMAGED
+            )
+        return found
 
     def _array(self, stored: Stored, start: int, stop: int) -> NDArray[Any]:
         import numpy as np

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tailwise.compression.operators.registered import OPERATORS
 from tailwise.compression.plans.checks import validate
 from tailwise.compression.plans.decision import Decision, entry
-from tailwise.compression.plans.documents import from_json, from_yaml, yaml_package
+from tailwise.compression.plans.documents import from_json, from_yaml
 from tailwise.compression.plans.entries import Entries
 from tailwise.compression.plans.patterns import EXPERTS, UNSTRUCTURED
 from tailwise.core.atomic import write_whole
@@ -18,6 +18,7 @@ from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import LONGEST_TEXT
 from tailwise.core.storage import get, is_text, is_url, read_text
 from tailwise.core.uncollected import without_collections
+from tailwise.core.yaml_text import yaml_package
 
 P = TypeVar("P", bound=Entries)
 

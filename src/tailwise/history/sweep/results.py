@@ -22,7 +22,7 @@ from tailwise.audits.codec import to_parquet
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
 from tailwise.core.atomic import write_whole
-from tailwise.core.errors import UnreadableError
+from tailwise.core.errors import MALFORMED, UnreadableError
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import exists, get, is_url, joined, json_of, read_bytes
 from tailwise.judging.compare.ranking import ModelNumbers
@@ -113,7 +113,7 @@ def read_numbers(folder: str) -> list[ModelNumbers]:
     try:
         table = from_parquet(read_bytes(where) if isinstance(where, Path) else get(where))
         recipe = json_of(table.schema.metadata[b"tailwise"])
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (*MALFORMED, OSError, pa.ArrowException) as error:
         raise UnreadableError(
             f"is no table of models ({error})", where=where, fix="run tailwise sweep again"
         ) from error

@@ -20,7 +20,7 @@ import numpy as np
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
-from tailwise.core.errors import UnreadableError
+from tailwise.core.errors import MALFORMED, UnreadableError
 from tailwise.core.shown import Brief
 from tailwise.core.storage import json_of, read_text
 from tailwise.judging.diagnosis.case import has, noise_stable_rank, value
@@ -268,7 +268,7 @@ def of_text(text: str, where: str) -> Atlas:
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise ValueError(f"version {document['version']!r}")
         members = tuple(_member(item) for item in document["models"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise UnreadableError(
             f"is no atlas that this version reads ({error})",
             where=where,

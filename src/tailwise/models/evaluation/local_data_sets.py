@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.checkpoints.inside import names_within, stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
+from tailwise.core.yaml_text import NotYamlError, yaml_of
 from tailwise.models.evaluation.arrow_files import NoTextError
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.quiet import quiet
@@ -153,15 +154,16 @@ def builder_config_of(folder: Path, where: str) -> Any:
 
 def _check_card(folder: Path, path: Path) -> None:
     """`UnreadableError` where what a folder says of its files leads elsewhere, or to another machine."""
-    import yaml
-
     _own(folder, path.name, path.name)
     text = read_text(path, most=_MOST_CARD)
     if path.suffix == ".md":
         if not text.lstrip("\ufeff").startswith("---"):
             return
         text = text.lstrip("\ufeff").split("\n---", 1)[0].removeprefix("---")
-    said = yaml.safe_load(text)
+    try:
+        said = yaml_of(text)
+    except NotYamlError as error:
+        raise UnreadableError(f"is no YAML: {error}", where=path, fix="mend it, or take it away") from error
     configs = said.get("configs") if isinstance(said, dict) else None
     for name in _places(configs if isinstance(configs, list) else [], path):
         if not names_within(name) or "://" in name or "::" in name:

@@ -1,0 +1,39 @@
+"""Answers of web servers, of which no more is read than was asked for."""
+
+from __future__ import annotations
+
+import re
+
+import aiohttp
+
+from tailwise.core.errors import UnreadableError
+
+#: Bytes of a file that is read whole (a plan, an audit), and of a page that lists a folder.
+_MOST, _MOST_PAGE = 1 << 30, 16 << 20
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+
+
+class BoundedAnswer(aiohttp.ClientResponse):
+    """Reads as far as the range that was asked for goes; a server may send on without end."""
+
+    async def read(self) -> bytes:
+        """The body. Raises `UnreadableError` where there is more of it than there may be."""
+        if self._body is None:
+            most, body = self._most(), bytearray()
+            async for part in self.content.iter_chunked(1 << 20):
+                body += part
+                if len(body) > most:
+                    self.close()
+                    raise UnreadableError(
+                        f"its server sends more than the {most} bytes that an answer may have",
+                        where=str(self.url)[:200],
+                        fix="download it and open the copy",
+                    )
+            self._body = bytes(body)
+        return await super().read()
+
+    def _most(self) -> int:
+        asked = _RANGE.fullmatch(self.request_info.headers.get("Range", ""))
+        if asked is not None:
+            return int(asked[2]) - int(asked[1]) + 1
+        return _MOST_PAGE if self.content_type == "text/html" else _MOST

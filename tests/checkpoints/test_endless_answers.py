@@ -1,0 +1,67 @@
+"""A web server may send on without end: no more is read than was asked for."""
+
+import contextlib
+import http.server
+import threading
+
+import pytest
+
+import tailwise as tw
+from tailwise.core import web_answers
+from tailwise.core.errors import UnreadableError
+from tailwise.core.storage import get
+
+pytest.importorskip("aiohttp")
+
+
+@pytest.fixture
+def endless():
+    """Serves more bytes than anybody wants, in pieces whose number is not told before."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        sent = 0
+
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(206 if self.headers.get("Range") else 200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/json")
+            self.end_headers()
+            piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+            with contextlib.suppress(OSError):
+                for _ in range(50_000):
+                    self.wfile.write(piece)
+                    Handler.sent += len(piece)
+
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.daemon_threads = True
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}", Handler
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.mark.parametrize("path", ["/model.safetensors", "/model.gguf", "/folder/", "/adapter/"])
+def test_a_range_or_a_page_without_end_is_one_error(endless, monkeypatch, path):
+    monkeypatch.setattr(web_answers, "_MOST_PAGE", 1 << 20)
+    monkeypatch.setattr(web_answers, "_MOST", 1 << 20)
+    address, handler = endless
+    with pytest.raises(UnreadableError):
+        tw.audit(address + path)
+    assert handler.sent < 100 << 20
+
+
+def test_so_is_a_file_that_is_read_whole(endless, monkeypatch):
+    monkeypatch.setattr(web_answers, "_MOST", 1 << 20)
+    address, handler = endless
+    with pytest.raises(UnreadableError, match="more than the 1048576 bytes"):
+        get(f"{address}/plan.json")
+    assert handler.sent < 100 << 20
