@@ -7,15 +7,18 @@ import os
 import pickle
 import subprocess
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import tailwise as tw
+from tailwise.checkpoints.formats import distributed
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UnsafeError
 
@@ -260,3 +263,45 @@ def test_keys_whose_hash_would_not_end_are_refused(tmp_path):
     (tmp_path / ".metadata").write_bytes(b"\x80\x02}" + doubled + b"K\x01s.")
     with pytest.raises(UnreadableError, match="whole pickle"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_chunks_fill_a_tensor_where_each_entry_lies_in_one(axes):
+    rng = np.random.default_rng(axes)
+    shape, seen = (4, 3, 5)[:axes], {True: 0, False: 0}
+
+    def cut(box):
+        """Parts of a box, (offsets, sizes)."""
+        offsets, sizes = box
+        axis = int(rng.integers(axes))
+        if sizes[axis] < 2 or rng.random() < 0.3:
+            return [box]
+        at = int(rng.integers(1, sizes[axis]))
+        moved = [list(offsets), list(sizes), list(sizes)]
+        moved[0][axis] += at
+        moved[1][axis], moved[2][axis] = at, sizes[axis] - at
+        return [*cut((offsets, tuple(moved[1]))), *cut((tuple(moved[0]), tuple(moved[2])))]
+
+    for turn in range(300):
+        boxes = cut(((0,) * axes, shape))
+        if turn % 2 and len(boxes) > 1:  # one moves to another place, where it fits
+            offsets, sizes = boxes[0]
+            boxes[0] = (
+                tuple(int(rng.integers(whole - size + 1)) for whole, size in zip(shape, sizes, strict=True)),
+                sizes,
+            )
+        covered = np.zeros(shape, int)
+        for offsets, sizes in boxes:
+            covered[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] += 1
+        whole = bool((covered == 1).all())
+        assert distributed._covers_once(shape, [distributed._Chunk(*box, "f", 0, 1) for box in boxes], "m") == whole
+        seen[whole] += 1
+    assert all(seen.values())
+
+
+def test_many_chunks_along_the_second_axis_take_time_in_line():
+    count = 100_000
+    chunks_ = [distributed._Chunk((0, place), (1, 1), "f", 0, 1) for place in range(count)]
+    began = time.process_time()
+    distributed._check_tiles((1, count), chunks_, "m")
+    assert time.process_time() - began < 20

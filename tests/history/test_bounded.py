@@ -1,18 +1,22 @@
 """A file of kilobytes may stand for rows without number: what reads it takes no more than its size explains."""
 
+import io
 import sqlite3
 import struct
 import time
 from contextlib import suppress
 
 import pytest
+from rich.console import Console
 
 from tailwise.app.workspace.scan import is_history
 from tailwise.core.errors import TailwiseError, UnreadableError
 from tailwise.history import bounded
 from tailwise.history.jsonl import one_line, read_jsonl
 from tailwise.history.point import Point, Resumed
+from tailwise.history.prune import Retention
 from tailwise.history.store import History
+from tailwise.report.history import runs_view
 
 LONG = 20.0  # seconds; what was mended took minutes, or for ever
 
@@ -185,3 +189,28 @@ def test_points_without_values_make_no_room_for_layers(tmp_path):
     with History(path) as history:
         found = history.series("r", ["alpha"])  # 32 GB where every point had its room
     assert found.num_rows == layers
+
+
+def test_a_table_of_others_sets_nothing_off_when_points_go(store):
+    with sqlite3.connect(store) as connection:
+        connection.execute("CREATE TABLE other (p INTEGER REFERENCES tailwise_points (id) ON DELETE CASCADE)")
+        connection.execute("INSERT INTO other SELECT id FROM tailwise_points")
+        connection.execute("CREATE TABLE sink (a)")
+        connection.execute(
+            "CREATE TRIGGER t AFTER DELETE ON other BEGIN INSERT INTO sink WITH RECURSIVE n(i) AS"
+            " (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0; END"
+        )
+    connection.close()
+    began = time.process_time()
+    with pytest.raises(UnreadableError, match="more work"), History(store) as history:
+        history.prune(Retention(keep_last=1))
+    assert time.process_time() - began < LONG
+
+
+def test_a_time_in_no_calendar_is_a_dash_among_the_others(tmp_path):
+    with History(tmp_path / "x.db") as history:
+        history.add_point(Point("far", 1, "full", 1e300, {}, {"loss": 1.0}))
+        history.add_point(Point("near", 1, "full", 1.8e9, {}, {"loss": 1.0}))
+        out = io.StringIO()
+        Console(file=out, width=200).print(runs_view(history.runs()))
+    assert sorted(line.split()[-1] for line in out.getvalue().splitlines() if "1 … 1" in line) == ["08:00", "–"]

@@ -23,7 +23,9 @@ from tailwise.history.runs.sink import run_name
         ("ckpt-10k", 10_000), ("step-1e3", 1000), ("ckpt_10_000", 10_000), ("step-1.5M", 1_500_000),
         ("step_1,000", 1000),
         ("step-1.5k.ckpt", 1500), ("checkpoint-3b", 3_000_000_000), ("step-1e4.safetensors", 10_000), ("step-5.0", 5),
-        ("step-10k-tokens3B", 10_000), ("step-0.0001k", None), ("step-1e300", None), ("epoch=1-step=100-v1.ckpt", 100),
+        ("step-10k-tokens3B", 10_000), ("step-0.0001k", None), ("step-1e300", None),
+        ("step-99999999999999999999", None),
+        (f"step-{2**63 - 1}", 2**63 - 1), ("epoch=1-step=100-v1.ckpt", 100),
         ("final", None), ("main", None), ("llama-7b", None), ("footstep-2", None), ("step-", None), ("", None),
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from tailwise.history.point import Alarm, Cadence, Point, Resumed, Severity
 _log = logging.getLogger(__name__)
 
 Item = Point | Alarm | Resumed
-_LAST_STEP = (1 << 63) - 1  # that a database holds
+LAST_STEP = (1 << 63) - 1  # that a database holds
 
 
 def to_line(item: Item) -> str:
@@ -64,7 +64,7 @@ def from_line(line: str) -> Item:
 def _point(body: dict[str, Any]) -> Point:
     layers = {name: numbers_from(values) for name, values in body["layers"].items()}
     cadence = body["cadence"] if "cadence" in body else body["tempo"]  # as version 0.1 called it
-    if cadence not in get_args(Cadence) or abs(int(body["step"])) > _LAST_STEP:
+    if cadence not in get_args(Cadence) or abs(int(body["step"])) > LAST_STEP:
         raise TypeError("its cadence or its step is none")
     return Point(
         str(body["run"]), int(body["step"]), cadence, float(body["time"]), layers,
@@ -78,7 +78,7 @@ def _alarm(body: dict[str, Any]) -> Alarm:
     if not all(isinstance(text, str) for text in (alarm.run, alarm.rule, alarm.title)):
         raise TypeError("its run, rule or title is no text")
     steps = (alarm.step, 0 if alarm.since is None else alarm.since)
-    if not all(isinstance(step, int) and abs(step) <= _LAST_STEP for step in steps):
+    if not all(isinstance(step, int) and abs(step) <= LAST_STEP for step in steps):
         raise TypeError("its step is no number")
     if alarm.severity not in get_args(Severity):
         raise TypeError(f"its severity is {str(alarm.severity)[:100]!r}")
@@ -86,7 +86,7 @@ def _alarm(body: dict[str, Any]) -> Alarm:
 
 
 def _resumed(body: dict[str, Any]) -> Resumed:
-    if not isinstance(body["run"], str) or abs(int(body["step"])) > _LAST_STEP:
+    if not isinstance(body["run"], str) or abs(int(body["step"])) > LAST_STEP:
         raise TypeError("its run is no text, or its step none")
     return Resumed(body["run"], int(body["step"]), float(body["time"]))
 

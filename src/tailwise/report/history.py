@@ -167,4 +167,7 @@ def _cell(value: Any) -> str:
 
 
 def _moment(time: float | None) -> str:
-    return "–" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+    try:
+        return "–" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # in no calendar
+        return "–"

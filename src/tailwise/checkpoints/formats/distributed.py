@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_NUMEL = 1 << 62
+_MOST_SPLIT = 6  # axes along which one tensor is split
 _MOST_AXES = 16
 _EXTRA = 1 << 20  # bytes that torch.save adds to a tensor's own, and more than enough
 #: Megatron stacks the layers of a model along the first axis of one tensor.
@@ -257,20 +259,25 @@ def _check_tiles(shape: tuple[int, ...], chunks: Sequence[_Chunk], where: str) -
             raise UnreadableError("a chunk has other axes than its tensor", where=where, fix=_DAMAGED)
         if any(at + size > whole for at, size, whole in zip(chunk.offsets, chunk.sizes, shape, strict=True)):
             raise UnreadableError("a chunk lies outside its tensor", where=where, fix=_DAMAGED)
-    if sum(prod(chunk.sizes) for chunk in chunks) != prod(shape) or _overlap(chunks):
+    if sum(prod(chunk.sizes) for chunk in chunks) != prod(shape) or not _covers_once(shape, chunks, where):
         raise UnreadableError("its chunks do not fill it", where=where, fix=_DAMAGED)
 
 
-def _overlap(chunks: Sequence[_Chunk]) -> bool:
-    ordered = sorted((chunk for chunk in chunks if prod(chunk.sizes)), key=lambda chunk: chunk.offsets)
-    for number, one in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if one.offsets and other.offsets[0] >= one.offsets[0] + one.sizes[0]:
-                break  # ordered by the first axis: all that follow lie beyond
-            pairs = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
-            if all(a < c + d and c < a + b for a, b, c, d in pairs):
-                return True
-    return False
+def _covers_once(shape: tuple[int, ...], chunks: Sequence[_Chunk], where: str) -> bool:
+    """Whether chunks that have as many entries as the tensor cover each once, in time that goes with their number.
+
+    Where all corners of boxes but those of the whole cancel in pairs, every entry is covered an odd number of times:
+    by as many entries as there are, once.
+    """
+    boxes = [chunk for chunk in chunks if prod(chunk.sizes)]
+    split = [axis for axis, whole in enumerate(shape) if any(chunk.sizes[axis] != whole for chunk in boxes)]
+    if len(split) > _MOST_SPLIT:
+        raise UnreadableError(f"a tensor is split along {len(split)} axes", where=where, fix=_DAMAGED)
+    odd: set[tuple[int, ...]] = set()
+    for box in boxes:
+        ends = ((box.offsets[axis], box.offsets[axis] + box.sizes[axis]) for axis in split)
+        odd.symmetric_difference_update(product(*ends))
+    return odd == set(product(*((0, shape[axis]) for axis in split))) if boxes else not prod(shape)
 
 
 def _tree(entries: Mapping[str, _Entry | None], planner: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tailwise.checkpoints.hub import HubAddress, branches, parse_hub
 from tailwise.checkpoints.layout import is_side_file
 from tailwise.checkpoints.open import open_folder
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.history.jsonl import LAST_STEP
 
 #: Words before a step, those that mean it most surely first: "epoch=3-step=900" is step 900.
 _WORDS = ("global[-_]?step|step", "checkpoint|ckpt|chkpt", "iteration|iter|it", "epoch|ep")
@@ -44,11 +45,12 @@ class FoundCheckpoint:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a name has, or None: 900 of `epoch=3-step=900`."""
+    """The step that a name has, or None: 900 of `epoch=3-step=900`. A number beyond what a store holds is none."""
     if _ASIDE.search(name):
         return None
     named = next((match for pattern in _PATTERNS if (match := pattern.search(name))), None)
-    return None if named is None else _number(named["digits"], (named["rest"] or "").lower())
+    step = None if named is None else _number(named["digits"], (named["rest"] or "").lower())
+    return None if step is None or step > LAST_STEP else step
 
 
 def _number(digits: str, rest: str) -> int | None:
