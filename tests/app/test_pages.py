@@ -202,3 +202,11 @@ def test_a_run_of_audits_asks_for_no_loss(client, folder, audits):
     assert "Audits of checkpoints have no loss" in text
     assert "/api/training/scalars" not in text
     assert "/api/training/scalars" in client.get(links.run("run & <i>one</i>")).text
+
+
+def test_two_models_are_compared_with_a_conclusion_first(client, ids):
+    page = client.get(links.compare([ids["base"], ids["tuned"]])).text
+    told = client.get(links.against_base(ids["tuned"], ids["base"])).text
+    said = told.split('<p class="health info">')[1].split("</p>")[0]
+    assert said in page.split("<table")[0]
+    assert 'class="health info"' not in client.get(links.compare([ids["base"]])).text

@@ -36,7 +36,9 @@ def compare(request: Request, context: Given, model: Annotated[list[str] | None,
     query = urlencode([("model", name) for name in chosen])
     ready = len(audits) > 1 and all(len(audit) for audit in audits)
     places = _places("several", f"/api/compare/charts/{{}}?{query}", [audits]) if ready else []
+    pair = ready and len(chosen) == 2
     values = {
+        "conclusion": conclusion(context.workspace.comparison(*chosen)) if pair else "",
         "area": "Compare", "chosen": chosen, "entries": context.workspace.entries("audit"),
         "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
         "summaries": SUMMARIES, "places": places, "ready": ready, "most": MOST,

@@ -23,6 +23,8 @@ WIDTH, HEIGHT = 640, 260
 SCALARS = ("loss", "val_loss", "eval_loss", "lr", "learning_rate", "grad_norm")
 _MOST_STEPS = 800  # more points than pixels say nothing
 _MOST_LINES, _MOST_POINTS = 400, 12_000  # layers with a line of their own, and their points together
+#: 500 and 5,000 as they are; of tens of thousands 50k.
+_STEP = "datum.value < 10000 ? format(datum.value, ',') : format(datum.value, '~s')"
 _SEVERITY = {"error": "worse", "warning": "contrast", "note": "muted", "info": "muted"}
 
 
@@ -43,7 +45,7 @@ def series_chart(table: pa.Table, metric: str, marks: Marks, palette: Palette, f
     shapes = alt.Scale(domain=roles, range=[SHAPES[group_of(role)] for role in roles])
     legend = alt.Legend(title=None, columns=6, symbolOpacity=1)
     base = alt.Chart(alt.NamedData(name="series"))
-    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, format="~s"))
+    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, labelExpr=_STEP))
     scale = alt.Scale(zero=False, nice=True)
     color = alt.Color("role:N", scale=colors, sort=roles, legend=legend)
     tips = [alt.Tooltip(name) for name in ("role:N", "step:Q", "layers:Q")]
@@ -122,7 +124,7 @@ def scalars_chart(
         rows = [row for run, own in runs.items() if _has(own, name) for row in _scalar(own, name, run, look)]
         datasets[name] = rows
         source = alt.Chart(alt.NamedData(name=name))
-        x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, format="~s"))
+        x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=8, labelExpr=_STEP))
         y = alt.Y("shown:Q", title=name, scale=_scale(name, rows, look), axis=alt.Axis(tickCount=4, format=".3~g"))
         tips = [alt.Tooltip("step:Q"), alt.Tooltip("value:Q", title=name, format=".5~g")]
         color: Any = alt.value(palette["accent"])
