@@ -150,3 +150,15 @@ def test_a_plan_made_by_hand_without_what_it_reached_is_shown(run, tmp_path):
     }
     (tmp_path / "p.json").write_text(json.dumps(document))
     assert run("show", "p.json")[0] == 0
+
+
+@pytest.mark.parametrize("asked", ["0.7", "70%", "70 %", "7e-1"])
+def test_a_sparsity_is_a_fraction_or_a_percentage(run, asked):
+    code, out = run("prune", "a.audit", "--sparsity", asked, "--json")
+    assert code == 0
+    assert json.loads(out)["budget"]["requested"] == 0.7
+
+
+def test_a_sparsity_that_is_no_number_is_one_error(run):
+    with pytest.raises(UsageError, match="no sparsity"):
+        run("prune", "a.audit", "--sparsity", "much")

@@ -109,7 +109,8 @@ _OF_BOTH = (
 )
 OF_PRUNE = (
     _MODEL,
-    Option("sparsity", float | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7."),
+    Option("sparsity", str | None, None, "Fraction of the chosen tensors' parameters that goes, e.g. 0.7 or 70%.",
+           metavar="FRACTION"),
     Option("allocator", str, "auto",
            "auto (tries the others on --calibration), {allocators}.", panel=SPREAD),
     Option("operator", str, "magnitude", "{pruners}.", panel=SPREAD),
@@ -251,7 +252,7 @@ def _to_prune(given: Mapping[str, Any], allocator: str) -> Request:
     told |= {"mapping": told["mapping"].value} if "mapping" in told else {}
     told |= {"weights": _weights(told["weights"])} if "weights" in told else {}
     return Request(
-        sparsity=given["sparsity"],
+        sparsity=sparsity_of(given["sparsity"]),
         allocator=allocator,
         operator=given["operator"],
         pattern=given["pattern"],
@@ -296,14 +297,21 @@ def _weights(text: str) -> dict[str, float]:
     return weights
 
 
-def fraction_of(text: str) -> float:
-    """`2%` or `0.02` → 0.02. `UsageError` for what is no share above 0."""
+def sparsity_of(text: str | None) -> float | None:
+    """`70%` or `0.7` → 0.7. `UsageError` for what is no number; its range is checked with the request."""
+    return None if text is None else fraction_of(text, "sparsity", "write 0.7 or 70%", least=-math.inf)
+
+
+def fraction_of(
+    text: str, what: str = "rise of perplexity", fix: str = "write 2% or 0.02", *, least: float = 0.0
+) -> float:
+    """`2%` or `0.02` → 0.02. `UsageError` for what is no number above `least`."""
     try:
         value = float(text.strip().removesuffix("%")) / (100.0 if "%" in text else 1.0)
     except ValueError:
         value = math.nan
-    if not 0.0 < value < math.inf:
-        raise UsageError(f"{text!r} is no rise of perplexity", fix="write 2% or 0.02")
+    if not least < value < math.inf:
+        raise UsageError(f"{text!r} is no {what}", fix=fix)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.audit_inputs import tell_where
-from tailwise.cli.plan_made import SPREAD, Mapping3
+from tailwise.cli.plan_made import SPREAD, Mapping3, sparsity_of
 from tailwise.cli.plan_shared import (
     OUT,
     SUFFIXES,
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 OF_TAU = (
     Option("model", Model),
-    Option("sparsity", float, 0.7, "Fraction of the chosen tensors' parameters that goes."),
+    Option("sparsity", str, "0.7", "Fraction of the chosen tensors' parameters that goes, e.g. 0.7 or 70%.",
+           metavar="FRACTION"),
     Option("taus", str, "0.05,0.1,0.2,0.3,0.4,0.5", "Values of τ; 0, uniform, is always among them.", panel=SPREAD,
            metavar="A,B"),
     Option("allocator", str, "alpha", "{allocators_with_tau}.", panel=SPREAD),
@@ -111,7 +112,7 @@ def _tau(**given: Any) -> None:
     told = {"mapping": mapping.value if mapping else None, "reverse": given["reverse"] or None}
     settings = {name: value for name, value in told.items() if value is not None}
     choice = TensorChoice(comma_list(given["roles"]), given["layers"])
-    request = Request(given["sparsity"], allocator, given["operator"], choice=choice, settings=settings)
+    request = Request(sparsity_of(given["sparsity"]), allocator, given["operator"], choice=choice, settings=settings)
     text = text_of(given["calibration"], windows_of(given), given["device"])
     if text is None:
         raise UsageError("every τ is tried on text, and there is none", fix="give --calibration TEXT")
