@@ -171,6 +171,9 @@ def test_the_mean_of_trusted_fits_can_be_made_from_the_table():
     assert frame[frame.trusted].alpha.mean() == pytest.approx(audit.summary()["alpha"])
     assert audit.table(unmeasured=True)["trusted"] == [True, False, False]
     assert tw.table({"a": audit})["trusted"] == [True, False]
+    tails = np.array([row.metrics["num_pl_spikes"] for row in audit.rows if row.measured])
+    assert tw.table({"a": audit})["of_bulk"] == (tails > 32).tolist()
+    assert "trusted" in audit._repr_html_()
 
 
 def test_an_audit_without_a_trusted_fit_says_so_in_its_line():

@@ -9,7 +9,7 @@ import pytest
 
 import tailwise as tw
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
-from tailwise.judging.compare.conclusion import conclusion, direction
+from tailwise.judging.compare.conclusion import OF_ALPHA, conclusion, direction
 from tailwise.report import comparison_page as report
 
 
@@ -36,8 +36,8 @@ def test_the_sentence_counts():
     found = of(
         layer("a", 6, 4.5), layer("b", 6, 3), layer("c", 3, 5), layer("d", 2.5, 3.5), layer("e", 3, 3.1, sure=False)
     )
-    assert conclusion(found) == "4 of 5 matrices moved beyond their error: 2 better, 1 worse, 1 no verdict."
-    assert conclusion(replace(found, missing=("z",))).endswith("; 1 matrix is in one of the two alone.")
+    assert conclusion(found) == f"4 of 5 matrices moved beyond their error: 2 better, 1 worse, 1 no verdict. {OF_ALPHA}"
+    assert "1 no verdict; 1 matrix is in one of the two alone." in conclusion(replace(found, missing=("z",)))
 
 
 def test_most_without_a_verdict_is_not_nothing():
@@ -50,9 +50,25 @@ def test_most_without_a_verdict_is_not_nothing():
 
 
 def test_nothing_beyond_its_error_and_nothing_to_hold_against():
-    assert conclusion(of(layer("a", 3, 3.1, sure=False))).startswith("No matrix moved beyond its error: 1 of 1 matrix")
+    assert conclusion(of(layer("a", 3, 3.1, sure=False))).startswith(
+        "By α no matrix moved beyond its error: 1 of 1 matrix"
+    )
     assert conclusion(of(layer("a", 3, 3.1, sure=None))).startswith("No verdict")
     assert conclusion(of()).startswith("Nothing is compared")
+
+
+def test_a_collapse_is_told_where_alpha_says_nothing():
+    rng = np.random.default_rng(0)
+    weights = {f"layers.{block}.mlp.up_proj.weight": rng.standard_normal((64, 96)) for block in range(3)}
+    name = "layers.1.mlp.up_proj"
+    spike = np.outer(rng.standard_normal(64), rng.standard_normal(96)) * 10
+    broken = {**weights, f"{name}.weight": weights[f"{name}.weight"] + spike}
+    before, after = tw.audit(weights, use_cache=False), tw.audit(broken, use_cache=False)
+    for pair in ((before, after), (after, before)):
+        said = conclusion(tw.compare(*pair))
+        assert "Of 1 matrix the largest eigenvalue or the stable rank became 5 times what it was or more" in said
+        assert f"first {name} (λ_max" in said
+    assert "largest eigenvalue" not in conclusion(tw.compare(before, before))
 
 
 def test_it_comes_first_in_every_rendering():
@@ -72,7 +88,7 @@ def test_where_most_trusted_fits_are_of_the_bulk_nothing_is_called_better_or_wor
         "(TW502) in 3 of the 5 with a good fit on both sides, so none is called better or worse."
     )
     few = of(bulk[0], layer("d", 3, 5), layer("e", 6, 3))
-    assert conclusion(few) == "3 of 3 matrices moved beyond their error: 1 better, 1 worse, 1 no verdict."
+    assert conclusion(few).startswith("3 of 3 matrices moved beyond their error: 1 better, 1 worse, 1 no verdict. ")
     untouched = [replace(one, identical=True) for one in bulk]
     assert "1 worse" in conclusion(of(*untouched, layer("d", 3, 5))), "what did not change decides nothing"
 

@@ -102,13 +102,15 @@ class Audit:
     def table(self, *, unmeasured: bool = False) -> Table:
         """One row per matrix, one column per fact; with `unmeasured`, also what was not measured.
 
-        `trusted` says whether the fit of alpha is: the means of `summary()` are of such rows alone.
+        `trusted` says whether the fit of alpha is: the means of `summary()` are of such rows alone. `of_bulk` says
+        whether that fit has more than half of the eigenvalues.
         """
         from tailwise.audits.table import layer_table, with_counts, with_trust
-        from tailwise.audits.trusted import estimator_of, usable
+        from tailwise.audits.trusted import estimator_of, is_of_bulk, usable
 
         rows, kind = [row for row in self.rows if row.measured or unmeasured], estimator_of(self)
-        return with_trust(with_counts(layer_table(rows)), [usable(row, "alpha", kind) is not None for row in rows])
+        trusted = [usable(row, "alpha", kind) is not None for row in rows]
+        return with_trust(with_counts(layer_table(rows)), trusted, [is_of_bulk(row, kind) for row in rows])
 
     def weightwatcher(self) -> Table:
         """The same numbers under WeightWatcher's column names (`details`)."""

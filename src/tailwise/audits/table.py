@@ -51,7 +51,7 @@ ORIGIN = {
 _NULLABLE = ("block", "input_axis", "step")
 _NAMED = 12
 _SHOWN = ("model", "step", "name", "role", "block", "rows", "cols", "alpha", "alpha_sigma", "ks_distance",
-          "alpha_hill", "stable_rank", "singular_entropy", "status")  # fmt: skip
+          "alpha_hill", "stable_rank", "singular_entropy", "status", "trusted")  # fmt: skip
 
 
 class Table:
@@ -155,10 +155,16 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     return Table(pa.table(columns))
 
 
-def with_trust(table: Table, trusted: Sequence[bool]) -> Table:
-    """The same with the column `trusted` behind the reasons: whether `alpha` may be read as an exponent."""
-    place = table.arrow.column_names.index("reason") + 1
-    return Table(table.arrow.add_column(place, "trusted", pa.array(trusted, pa.bool_())))
+def with_trust(table: Table, trusted: Sequence[bool], of_bulk: Sequence[bool]) -> Table:
+    """The same with two columns behind the reasons.
+
+    `trusted`: whether `alpha` may be read as an exponent; `of_bulk`: whether its fit has more than half of the
+    eigenvalues, so that it describes the bulk rather than a tail.
+    """
+    place, arrow = table.arrow.column_names.index("reason") + 1, table.arrow
+    for name, values in (("of_bulk", of_bulk), ("trusted", trusted)):
+        arrow = arrow.add_column(place, name, pa.array(values, pa.bool_()))
+    return Table(arrow)
 
 
 def with_counts(table: Table) -> Table:

@@ -14,6 +14,8 @@ from tailwise.core.harmless import as_code
 from tailwise.judging.diagnosis.finding import Health, WorstLayer
 
 STYLES = {"healthy": "bold green", "needs a look": "bold yellow", "unhealthy": "bold red", "no verdict": "bold cyan"}
+#: What no reading of weights says, of a model that is healthy by them.
+LIMIT = "That is of the weights; how well it answers only a text tells: `tailwise evaluate MODEL --text TEXT`."
 #: The class of a page's verdict.
 LEVELS = {"healthy": "good", "needs a look": "warning", "unhealthy": "error", "no verdict": "info"}
 
@@ -34,13 +36,15 @@ def terminal(health: Health, path: str) -> RenderableType:
         parts.append(Padding(said, (0, 0, 0, 2)))
         if item.stands:
             parts.append(Padding(Text(item.stands, style="dim"), (0, 0, 0, 4)))
+    if health.word == "healthy":
+        parts.append(Text(LIMIT.replace("`", ""), style="dim"))
     parts.append(Text(f"next: {health.next_for(path)}", style="dim"))
     return Group(*parts)
 
 
 def markdown(health: Health, path: str) -> list[str]:
     """The same for an issue or a wiki."""
-    lines = [f"**{health.word.capitalize()}**: {health.why}", ""]
+    lines = [f"**{health.word.capitalize()}**: {health.why}", *([LIMIT] if health.word == "healthy" else []), ""]
     lines += [health.worst_words, ""] if health.worst else []
     lines += [f"- {as_code(item.layer)} ({item.code}): {item.reason}" for item in health.worst]
     return [*lines, *([""] if health.worst else []), f"Next: `{health.next_for(path)}`", ""]
@@ -62,6 +66,7 @@ def html(health: Health, path: str, link: Callable[[str], str]) -> str:
     )
     return (
         f'<p class="health {LEVELS[health.word]}"><b>{escape(health.word.capitalize())}</b> {_code(health.why)}</p>'
+        + (f'<p class="quiet">{_code(LIMIT)}</p>' if health.word == "healthy" else "")
         + (f'<p class="quiet">{escape(health.worst_words)}</p><ol class="worst">{worst}</ol>' if worst else "")
         + _next(health, path)
     )

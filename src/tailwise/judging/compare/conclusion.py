@@ -11,6 +11,8 @@ from tailwise.judging.compare.summary import WELL_FIT, WITH_ERROR
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
 
+#: Behind a sentence that counts what is better and worse.
+OF_ALPHA = "Better is α nearer to 2–4, not quality: that only a text tells (`tailwise evaluate`)."
 _OF_CHANGE = "the change of an adapter alone, not a model with it: audit it merged (--adapter merged)"
 
 
@@ -25,10 +27,12 @@ def conclusion(comparison: Comparison) -> str:
     Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
     a measure of quality. A matrix that stays within, whose fits are not trusted, or where one of them has more than
     half of the eigenvalues (TW502), has no verdict; where most trusted fits are such, none has one, and that is said.
-    Where the weights themselves were compared, how far they moved comes first.
+    Where the weights themselves were compared, how far they moved comes first; where a largest eigenvalue or a stable
+    rank became another, which α need not show, that comes last.
     """
     size = magnitude(comparison)
-    return f"{size}. {_of_spectra(comparison)}" if size else _of_spectra(comparison)
+    said = f"{size}. {_of_spectra(comparison)}" if size else _of_spectra(comparison)
+    return " ".join(part for part in (said, _of_leaps(comparison)) if part)
 
 
 def how_far_is_told(comparison: Comparison) -> str:
@@ -42,7 +46,7 @@ def how_far_is_told(comparison: Comparison) -> str:
 def _of_spectra(comparison: Comparison) -> str:
     if comparison.identical:
         return f"Nothing changed: all {_matrices(len(comparison.layers))} are identical, to the byte."
-    if comparison.notes and comparison.notes[0].endswith(_OF_CHANGE):
+    if _of_change_alone(comparison):
         return f"No verdict: {comparison.notes[0]}."
     if not comparison.layers:
         return "Nothing is compared: no matrix is measured in both. Is this the right base?"
@@ -54,8 +58,53 @@ def _of_spectra(comparison: Comparison) -> str:
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
-        return f"No matrix moved beyond its error: {changed} of {_matrices(of)} changed at all{lost}."
+        return f"By α no matrix moved beyond its error: {changed} of {_matrices(of)} changed{lost}."
     return _of_those_that_moved(comparison, moved)
+
+
+def _of_change_alone(comparison: Comparison) -> bool:
+    return bool(comparison.notes) and comparison.notes[0].endswith(_OF_CHANGE)
+
+
+def _of_leaps(comparison: Comparison) -> str:
+    """What no error is needed to see: a largest eigenvalue or a stable rank several times what it was."""
+    if _of_change_alone(comparison):
+        return ""
+    leaps = {layer.name: _leap(layer) for layer in comparison.layers}
+    found = sorted(
+        (layer for layer in comparison.layers if leaps[layer.name] >= _LEAP), key=lambda one: -leaps[one.name]
+    )
+    if not found:
+        return ""
+    first = found[0]
+    pairs = [(title, _pair(first, name, of_log)) for title, name, of_log in _SIZES]
+    shown = [f"{title} {pair[0]:.3g} → {pair[1]:.3g}" for title, pair in pairs if pair is not None]
+    return (
+        f"Of {_matrices(len(found))} the largest eigenvalue or the stable rank became {_LEAP:g} times what it was or "
+        f"more, or less in that ratio: first {first.name} ({', '.join(shown)})."
+    )
+
+
+#: A ratio that is told.
+_LEAP = 5.0
+#: (what it is called, metric, whether that is a decimal logarithm).
+_SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
+
+
+def _leap(layer: LayerDelta) -> float:
+    pairs = [pair for _, name, of_log in _SIZES if (pair := _pair(layer, name, of_log)) is not None]
+    return max((max(after / before, before / after) for before, after in pairs if before and after), default=1.0)
+
+
+def _pair(layer: LayerDelta, metric: str, of_log: bool) -> tuple[float, float] | None:
+    delta = layer.deltas.get(metric)
+    if delta is None or delta.before is None or delta.after is None:
+        return None
+    if not of_log:
+        return delta.before, delta.after
+    if max(abs(delta.before), abs(delta.after)) > 300:  # leaves the range of floats
+        return None
+    return 10.0**delta.before, 10.0**delta.after
 
 
 def _of_those_that_moved(comparison: Comparison, moved: list[LayerDelta]) -> str:
@@ -70,8 +119,12 @@ def _of_those_that_moved(comparison: Comparison, moved: list[LayerDelta]) -> str
         )
     counts = Counter(direction(layer) for layer in moved)
     counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
-    said = f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."
-    return said if 2 * counts["no verdict"] <= len(moved) else f"{said} {_unjudged(moved)}"
+    said = [f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."]
+    if 2 * counts["no verdict"] > len(moved):
+        said.append(_unjudged(moved))
+    if counts["better"] or counts["worse"]:
+        said.append(OF_ALPHA)
+    return " ".join(said)
 
 
 def _unjudged(moved: list[LayerDelta]) -> str:
@@ -80,7 +133,7 @@ def _unjudged(moved: list[LayerDelta]) -> str:
     fell, rose = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
     return (
         f"Of those without a verdict, the exponents of {fell} fell and of {rose} rose; "
-        "α alone does not judge that, `tailwise diagnose` looks at more."
+        "α alone does not judge that: `tailwise diagnose` looks at more of the weights."
     )
 
 

@@ -52,9 +52,23 @@ def magnitude(found: Comparison) -> str:
             f"The weights moved {middle:.2g} times their own norm in the median and {most:.2g} times at most ({name}), "
             f"as two unrelated models differ by {KNOWN[-1].high:.2g}: these are two models"
         )
-    said = f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median and {most:.2g} at most ({name}); the median is {_stands(middle)}"
+    of = _of_those(found, len(sizes))
+    said = (
+        f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median{of} and {most:.2g} at most ({name}); the median is {_stands(middle)}"
+    )
     far = sum(size >= KNOWN[-1].high for size in sizes.values())
     return f"{said}; {far} of {len(sizes)} moved at least as far as {_told(KNOWN[-1])} is" if far else said
+
+
+def _of_those(found: Comparison, moved: int) -> str:
+    """` of the 21 of 211 matrices that changed (blocks 9 to 11)`; "" where all did."""
+    if moved == len(found.layers):
+        return ""
+    blocks = [layer.block for layer in found.layers if not layer.identical]
+    known = sorted({block for block in blocks if block is not None})
+    run = None not in blocks and known == list(range(known[0], known[-1] + 1))
+    where = f" (block {known[0]})" if run and len(known) == 1 else f" (blocks {known[0]} to {known[-1]})" if run else ""
+    return f" of the {moved} of {len(found.layers)} matrices that changed{where}"
 
 
 def _stands(value: float) -> str:

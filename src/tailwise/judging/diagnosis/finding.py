@@ -179,7 +179,8 @@ class Diagnosis(Brief):
         counts = Counter(one.severity for one in self.findings)
         found = ", ".join(f"{counts[one]} {one}" for one in reversed(SEVERITIES) if counts[one]) or "nothing found"
         verdict = f"{self.health.line} " if self.health else ""
-        return f"Diagnosis({brief(self.model)}: {verdict}{found}; {len(self.not_looked)} rules lacked what they need)"
+        left = f"{len(self.not_looked)} {'rule' if len(self.not_looked) == 1 else 'rules'} not evaluated"
+        return f"Diagnosis({brief(self.model)}: {verdict}{found}; {left})"
 
     def _shown(self) -> Shown:
         rows = [(one.code, one.severity, one.title, one.message, len(one.layers)) for one in self.findings]
