@@ -44,8 +44,8 @@ AROUND = ("among", "alone")
 #: What is held against the cost; depth is the control.
 METRICS = {
     "depth": "depth (block number)",
-    "alpha": "α (fit by least KS distance)",
-    "alpha_peak": "α (peak, as AlphaPruning)",
+    "alpha": "α (least KS distance)",
+    "alpha_peak": "α (peak, AlphaPruning)",
     "alpha_hill": "α (Hill, largest 10 %)",
     "alpha_weighted": "α-hat (weighted α)",
     "log_alpha_norm": "log α-norm",
@@ -197,15 +197,17 @@ def figure(given: argparse.Namespace) -> None:
         color=alt.Color("scope:N", sort=["within roles", "pooled"], title=None,
                         scale=alt.Scale(range=["#0b5394", "#b45f06"]), legend=alt.Legend(orient="top")),
     )  # fmt: skip
-    rho = alt.Scale(domain=[-1, 1])
+    rho = alt.Scale(domain=[-0.7, 0.7])
     bars = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", scale=rho, title="rank correlation with the cost of a matrix"), x2="high:Q"
+        x=alt.X("low:Q", scale=rho, title="rank correlation with cost"), x2="high:Q"
     )
     points = base.mark_point(filled=True, size=45, opacity=1).encode(x=alt.X("rho:Q", scale=rho))
     zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888").encode(x=alt.datum(0))
-    panel = alt.layer(zero, bars, points, data=alt.Data(values=values)).properties(width=170, height=300)
+    panel = alt.layer(zero, bars, points, data=alt.Data(values=values)).properties(width=260, height=300)
     chart = panel.facet(column=alt.Column("how:N", title=None, sort=[said(op, "among") for op in OPERATORS]))
-    chart = chart.configure(background="white", font="sans-serif")
+    chart = chart.configure(
+        background="white", font="sans-serif", padding={"left": 40, "right": 10, "top": 5, "bottom": 5}
+    )
     PICTURE.write_text(vl_convert.vegalite_to_svg(chart.to_dict()), encoding="utf-8")
     print(f"written: {PICTURE.relative_to(ROOT)}")
 
