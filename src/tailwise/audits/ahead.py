@@ -13,13 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Self
 
+from tailwise.checkpoints.bytesource import AT_ONCE
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.matrices import MatrixSource
 
 #: Bytes that wait in memory for their turn; a larger matrix is fetched when nothing else waits.
 BYTES_AHEAD = 256 << 20
-#: Requests under way at once. Stores answer many; more would only share the line.
-AT_ONCE = 16
 
 
 class ReadAhead:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -18,6 +18,7 @@ from tailwise.audits.rows import Layer, LayerRow, raised_by
 from tailwise.checkpoints.matrices import MatrixSource, load
 from tailwise.core.errors import TailwiseError, UnreadableError, lacks_memory
 from tailwise.core.execution.executor import own_stream
+from tailwise.core.kept import kept_property
 from tailwise.core.recipe import BlasAsked, Recipe
 from tailwise.core.storage import ensure_room
 from tailwise.spectrum.metrics.facts import LARGEST_NOISE, Facts, Spectra, metrics_of
@@ -192,7 +193,7 @@ class Worker:
         blas = self.blas(min(matrix.rows, matrix.cols), self.recipe.precision) if self.device == "cpu" else None
         return solve(matrix, precision=self.recipe.precision, device=self.device, reduce=self._reduce, blas=blas)
 
-    @cached_property
+    @kept_property
     def _reduce(self) -> Reduce | None:
         """On a GPU, matrices of one size are reduced together, by what was measured to be fastest there."""
         if not self.device.startswith("cuda"):

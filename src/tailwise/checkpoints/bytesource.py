@@ -7,17 +7,20 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from tailwise.core.errors import UnreadableError
+from tailwise.core.kept import kept_property
 from tailwise.core.storage import json_of, mended, open_descriptor
 
 #: A single `preadv` moves at most 2 GiB on Linux, so the loop asks for no more.
 _MAX_READ = 1 << 30
+
+#: Requests under way at once. Stores answer many; more would only share the line.
+AT_ONCE = 16
 
 
 class ByteSource(ABC):
@@ -37,7 +40,7 @@ class ByteSource(ABC):
         self.read_into(memoryview(data), offset)
         return bytes(data)
 
-    @cached_property
+    @kept_property
     def head(self) -> bytes:
         """The first bytes, which tell the format; kept, since remotely each read is a round trip."""
         return self.read(0, min(self.size, 64))

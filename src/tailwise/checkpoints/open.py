@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlparse
 
 from tailwise.checkpoints.adapter_base import named_base
-from tailwise.checkpoints.bytesource import ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
+from tailwise.checkpoints.bytesource import AT_ONCE, ByteSource, Folder, LocalFolder, UnlistedFolder, os_error
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.formats.common import TensorStore
 from tailwise.checkpoints.formats.distributed import DistributedCheckpoint
@@ -284,7 +284,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
         return DistributedCheckpoint(uri, folder, config=config, part=part)
     sources: list[ByteSource] = []
     try:
-        sources += (folder.source(name) for name in weights.files)
+        sources += _sources(folder, weights.files)
         kinds = _kinds(sources)
         kind = kinds.pop()
         if kinds:
@@ -314,11 +314,26 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     return opened
 
 
+def _sources(folder: Folder, names: Sequence[str]) -> list[ByteSource]:
+    """The files of a folder, all of them or none; of one far away side by side, for each costs several round trips."""
+    if isinstance(folder, LocalFolder) or len(names) < 2:
+        return [folder.source(name) for name in names]
+    with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
+        asked = [pool.submit(folder.source, name) for name in names]
+    failed = next((one.exception() for one in asked if one.exception() is not None), None)
+    if failed is None:
+        return [one.result() for one in asked]
+    for one in asked:
+        if one.exception() is None:
+            one.result().close()
+    raise failed
+
+
 def _kinds(sources: Sequence[ByteSource]) -> set[str]:
     """The formats of some files."""
     if all(source.local for source in sources):
         return {sniff(source) for source in sources}
-    with ThreadPoolExecutor(min(8, len(sources))) as pool:  # remote, each file is a round trip
+    with ThreadPoolExecutor(min(AT_ONCE, len(sources))) as pool:  # remote, each file is a round trip
         return set(pool.map(sniff, sources))
 
 

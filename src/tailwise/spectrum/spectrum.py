@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.core.kept import kept_property
 from tailwise.core.validation import check_fields
 
 
@@ -60,7 +60,7 @@ class Spectrum:
         """Aspect ratio n / m ≥ 1."""
         return self.n / self.m
 
-    @cached_property
+    @kept_property
     def singular_values(self) -> NDArray[np.float64]:
         """σ = √λ, shape (m · slices,), ascending."""
         return np.sqrt(self.eigenvalues)

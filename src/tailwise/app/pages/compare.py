@@ -38,7 +38,7 @@ def compare(request: Request, context: Given, model: Annotated[list[str] | None,
     places = _places("several", f"/api/compare/charts/{{}}?{query}", [audits]) if ready else []
     pair = ready and len(chosen) == 2
     values = {
-        "conclusion": conclusion(context.workspace.comparison(*chosen)) if pair else "",
+        "conclusion": conclusion(context.workspace.comparison(chosen[0], chosen[1])) if pair else "",
         "area": "Compare", "chosen": chosen, "entries": context.workspace.entries("audit"),
         "names": short_names(audits) if audits else [], "numbers": [model_numbers(audit) for audit in audits],
         "summaries": SUMMARIES, "places": places, "ready": ready, "most": MOST,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tailwise.checkpoints.bytesource import ByteSource
+from tailwise.checkpoints.bytesource import AT_ONCE, ByteSource
 from tailwise.checkpoints.checkpoint import TensorSpec
 from tailwise.checkpoints.formats.common import RangedStore, torch_dtype
 from tailwise.checkpoints.sniff import Header, read_header
@@ -81,5 +81,5 @@ def _headers(shards: Sequence[ByteSource]) -> list[Header]:
     if len(shards) == 1:
         return [read_header(shards[0])]
     # Remote headers are a round trip each, and a large model has a hundred shards.
-    with ThreadPoolExecutor(min(8, len(shards) or 1)) as pool:
+    with ThreadPoolExecutor(min(AT_ONCE, len(shards) or 1)) as pool:
         return list(pool.map(read_header, shards))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from tailwise.compression.trying.material import Material, Objective, Pictures, 
 from tailwise.compression.trying.pace import Pace, pace_of, sized
 from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
+from tailwise.core.kept import kept_property
 from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
@@ -74,7 +74,7 @@ class Stage:
     notes: tuple[str, ...] = ()
     pace: Pace | None = None  # where it was timed
 
-    @cached_property
+    @kept_property
     def scores(self) -> BlockScores:
         """Of the blocks of the dense model, measured when they are first asked for: by no plan of formats."""
         self.trial.restore()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
+from tailwise.core.kept import kept_property
 from tailwise.core.validation import checked
 
 #: Index of a checkpoint → the layers that the rule names there; the whole model is "".
@@ -29,7 +29,7 @@ class Bisection:
     probed: dict[int, frozenset[str]]  # index → layers that the rule named
     onset: Onset
 
-    @cached_property
+    @kept_property
     def layers(self) -> tuple[str, ...]:
         """The layers that the rule names at the last checkpoint."""
         return tuple(sorted(self.probed[len(self.steps) - 1]))

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
+from tailwise.core.kept import kept_property
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Case:
         """A threshold."""
         return self.limits[name]
 
-    @cached_property
+    @kept_property
     def measured(self) -> tuple[LayerRow, ...]:
         """The rows with numbers."""
         return tuple(row for row in self.rows if row.measured)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +11,7 @@ from tailwise.audits.of_adapter import adapter_mode
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
 from tailwise.core.errors import UsageError
+from tailwise.core.kept import kept_property
 from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
@@ -97,7 +97,7 @@ class _Context:
 
         return diagnose(self.audit, mute=mute)
 
-    @cached_property
+    @kept_property
     def numbers(self) -> dict[str, float | None]:
         return model_numbers(self.audit)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.rows import Layer
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UsageError
+from tailwise.core.kept import kept_property
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, depth_of, layer_records, ordered
 from tailwise.report.theme import LIGHT, Palette
@@ -70,12 +70,12 @@ class ChartView:
         """The (first) audit."""
         return self.audits[0]
 
-    @cached_property
+    @kept_property
     def names(self) -> list[str]:
         """A short name per audit."""
         return list(self.given_names) or short_names(self.audits)
 
-    @cached_property
+    @kept_property
     def records(self) -> list[Record]:
         """One record per measured layer of every audit."""
         return layer_records(self.audits, self.names)
@@ -104,17 +104,17 @@ class ChartView:
         """All values of a metric."""
         return [record[metric] for record in self.records if record.get(metric) is not None]
 
-    @cached_property
+    @kept_property
     def depth(self) -> Depth:
         """The axis from data to labels."""
         return depth_of(self.audits)
 
-    @cached_property
+    @kept_property
     def roles(self) -> list[str]:
         """Roles that occur, in the table's order."""
         return ordered((record["role"] for record in self.records), ORDER)
 
-    @cached_property
+    @kept_property
     def panels(self) -> list[str]:
         """One small chart per role, and one for the layers outside the blocks."""
         return ordered((record["panel"] for record in self.records), [*ORDER, OUTSIDE])
@@ -134,14 +134,14 @@ class ChartView:
         """The same of the base."""
         return self.base is not None and self.base.provenance.recipe.get("estimator") == "ks"
 
-    @cached_property
+    @kept_property
     def layer(self) -> Layer:
         """The chosen layer; without a choice, the one with the highest alpha."""
         if self.layer_name is not None:
             return self.audit[self.layer_name]
         return max(self.audit, key=lambda layer: layer.row.metrics.get("alpha") or 0.0)
 
-    @cached_property
+    @kept_property
     def comparison(self) -> Comparison:
         """The audit against its base."""
         from tailwise.judging.compare.compare_audits import compare

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from tailwise.audits.audit import Audit
+from tailwise.core.kept import kept_property
 from tailwise.models.evaluation.candidates import FRONT, QualityMeasure, SameText, ScoredModel, Size, Standing
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import Record, rounded
@@ -35,17 +35,17 @@ class EvaluationView(ChartView):
     def __post_init__(self) -> None:
         """A text without models has nothing to draw, which the chart says."""
 
-    @cached_property
+    @kept_property
     def names(self) -> list[str]:
         """A short name per model."""
         return names_in(self.group)
 
-    @cached_property
+    @kept_property
     def standings(self) -> tuple[Standing, ...]:
         """Where each stands in quality and size together."""
         return self.group.standings(self.measure, self.size)
 
-    @cached_property
+    @kept_property
     def records(self) -> list[Record]:
         """One a model that has both numbers, by size; `number` is its line in the table."""
         unit = self.unit[1]
@@ -69,7 +69,7 @@ class EvaluationView(ChartView):
             return value, value
         return (max(found[0], value * 1e-3) if self.measure.log else found[0]), found[1]
 
-    @cached_property
+    @kept_property
     def unit(self) -> tuple[str, float]:
         """Of the size: its name and how much it is."""
         most = max((size for one in self.group.candidates if (size := self.size.of(one)) is not None), default=0)

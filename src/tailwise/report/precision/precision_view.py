@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import PurePath
 
 from tailwise.audits.audit import Audit
@@ -14,6 +13,7 @@ from tailwise.audits.precision.study import FELT, MEASURES, LayerStudy, Precisio
 from tailwise.audits.precision.verdict import Bound, Verdict, verdicts
 from tailwise.checkpoints.orientation import before_blocks
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.kept import kept_property
 from tailwise.report.charts.chart import Guidance
 from tailwise.report.charts.data import OUTSIDE, Depth, Record, ordered, rounded
 from tailwise.report.charts.view import ORDER, ChartView
@@ -46,22 +46,22 @@ class StudyView(ChartView):
             theme = next((name for name, palette in THEMES.items() if palette is self.palette), "light")
             self.palette = {**self.palette, **self.themes[theme]}
 
-    @cached_property
+    @kept_property
     def summaries(self) -> list[FormatSummary]:
         """One a format, the most bits first."""
         return by_format(self.study)
 
-    @cached_property
+    @kept_property
     def formats(self) -> list[str]:
         """The most bits first."""
         return [item.format for item in self.summaries]
 
-    @cached_property
+    @kept_property
     def lossy(self) -> list[FormatSummary]:
         """Formats that change the median layer by more than a few of its smallest weights."""
         return [item for item in self.summaries if (item.relative_error or 0.0) > FELT]
 
-    @cached_property
+    @kept_property
     def low(self) -> str | None:
         """The lossy format that is looked at alone: the one named, or the one nearest to 4 bits."""
         if self.format_name is not None:
@@ -69,22 +69,22 @@ class StudyView(ChartView):
         known = [item for item in self.lossy if item.bits is not None]
         return min(known, key=lambda item: abs((item.bits or 0.0) - _LOW)).format if known else None
 
-    @cached_property
+    @kept_property
     def verdicts(self) -> tuple[Verdict, ...]:
         """One a layer."""
         return verdicts(self.study, self.bounds)
 
-    @cached_property
+    @kept_property
     def predictions(self) -> tuple[Prediction, ...]:
         """All rank correlations of the study."""
         return predictions(self.study)
 
-    @cached_property
+    @kept_property
     def names(self) -> list[str]:
         """The model, by the last part of where it came from."""
         return [PurePath(self.study.model.rstrip("/")).name or self.study.model]
 
-    @cached_property
+    @kept_property
     def depth(self) -> Depth:
         """The axis from data to labels."""
         layers = list(self.study)
@@ -102,7 +102,7 @@ class StudyView(ChartView):
             return layer.block
         return self.depth.low - 1 if before_blocks(layer.category, layer.name) else self.depth.high + 1
 
-    @cached_property
+    @kept_property
     def records(self) -> list[Record]:
         """One record per measured layer."""
         return [
@@ -123,7 +123,7 @@ class StudyView(ChartView):
             for index, layer in enumerate(self.study)
         ]
 
-    @cached_property
+    @kept_property
     def readings(self) -> list[Record]:
         """One record per layer and format; `row` is the format's place, scattered so that layers can be told apart."""
         rows = {name: index for index, name in enumerate(self.formats)}
@@ -146,7 +146,7 @@ class StudyView(ChartView):
                 )
         return records
 
-    @cached_property
+    @kept_property
     def roles(self) -> list[str]:
         """Roles that occur, in the table's order."""
         return ordered((record["role"] for record in self.records), ORDER)
@@ -169,12 +169,12 @@ class StudyView(ChartView):
         parts = (guidance.reading, f"Good: {guidance.good}", f"Bad: {guidance.bad}", guidance.note)
         return [part for part in parts if part]
 
-    @cached_property
+    @kept_property
     def steps(self) -> list[str]:
         """A colour name per format, the fewest bits first."""
         return [f"step.{index}" for index in range(len(self.formats))]
 
-    @cached_property
+    @kept_property
     def themes(self) -> dict[str, Palette]:
         """Theme → the colours of `steps`, from pale to strong."""
         return {theme: _ramp(palette, self.steps) for theme, palette in THEMES.items()}

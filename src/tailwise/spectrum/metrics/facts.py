@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from tailwise.core.kept import kept_property
 from tailwise.core.recipe import Recipe
 from tailwise.core.synonyms import known_name
 from tailwise.spectrum.marchenko_pastur import Bulk, fit_bulk, gaussian_spectra, mean_and_sd
@@ -104,17 +104,17 @@ class Facts:
         """The spectrum that `tail` is fitted to: that of W, or of its windows."""
         return self._windows or self.spectrum
 
-    @cached_property
+    @kept_property
     def tail(self) -> TailFit:
         """Fit of the recipe's estimator."""
         return self._fit(self.fitted, self.recipe.estimator)
 
-    @cached_property
+    @kept_property
     def hill(self) -> TailFit:
         """Fit of the recipe's Hill estimator."""
         return self._fit(self.spectrum, self.recipe.hill_estimator)
 
-    @cached_property
+    @kept_property
     def truncated(self) -> TruncatedFit | None:
         """Truncated power law over the fitted tail."""
         if not self.tail.ok:
@@ -122,7 +122,7 @@ class Facts:
         values = above_threshold(self.fitted.eigenvalues)
         return fit_truncated(values[values >= self.tail.lambda_min], self.tail.alpha)
 
-    @cached_property
+    @kept_property
     def rivals(self) -> Mapping[Law, Rival] | None:
         """Other laws over the fitted tail."""
         if not self.tail.ok:
@@ -131,7 +131,7 @@ class Facts:
         tail = values[(values >= self.tail.lambda_min) & (values <= self.tail.lambda_max)]
         return rivals(tail, self.tail.alpha)
 
-    @cached_property
+    @kept_property
     def interval(self) -> tuple[float, float]:
         """Bootstrap 95 % interval of alpha: eigenvalues resampled, λ_min searched anew each time.
 
@@ -154,7 +154,7 @@ class Facts:
         low, high = np.quantile(finite, [0.025, 0.975])
         return float(low), float(high)
 
-    @cached_property
+    @kept_property
     def bulk(self) -> Bulk | None:
         """Marchenko-Pastur fit."""
         bulk, spectrum = _bulk(self.spectrum), self.spectrum
@@ -164,19 +164,19 @@ class Facts:
         real = int(np.count_nonzero(spectrum.eigenvalues > self._edge(spectrum) ** 2))
         return replace(bulk, num_spikes=min(bulk.num_spikes, real))
 
-    @cached_property
+    @kept_property
     def permuted_bulks(self) -> list[Bulk | None]:
         """Marchenko-Pastur fit of each permutation."""
         return [_bulk(spectrum) for spectrum in self.permuted]
 
-    @cached_property
+    @kept_property
     def permuted_tails(self) -> list[TailFit]:
         """Tail fit of each permutation; none where alpha is fitted on windows, which are not permuted."""
         if self.recipe.uses_windows:
             return []
         return [self._fit(spectrum, self.recipe.estimator) for spectrum in self.permuted]
 
-    @cached_property
+    @kept_property
     def baseline(self) -> Mapping[str, tuple[float, float]]:
         """Noise of the same shape; NaN where that is too large for any (`LARGEST_NOISE`)."""
         shape = self.spectrum
