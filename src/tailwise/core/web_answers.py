@@ -24,13 +24,16 @@ class BoundedAnswer(aiohttp.ClientResponse):
                 body += part
                 if len(body) > most:
                     self.close()
-                    raise UnreadableError(
-                        f"its server sends more than the {most} bytes that an answer may have",
-                        where=str(self.url)[:200],
-                        fix="download it and open the copy",
-                    )
+                    raise self._too_much(most, len(body))
             self._body = bytes(body)
         return await super().read()
+
+    def _too_much(self, most: int, came: int) -> UnreadableError:
+        where, fix = str(self.url)[:200], "download it and open the copy"
+        if "Range" not in self.request_info.headers:
+            return UnreadableError(f"its server sends more than the {most} bytes that are taken", where=where, fix=fix)
+        said = f"{most} bytes were asked for and {came} came already"
+        return UnreadableError(said, where=where, fix=f"its server ignores byte ranges, or the file changed: {fix}")
 
     def _most(self) -> int:
         asked = _RANGE.fullmatch(self.request_info.headers.get("Range", ""))
