@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import plan_for, quantize, saved
@@ -11,6 +13,7 @@ from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.planned_size import planned_nbytes
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
+from tailwise.compression.plans.candidates import TensorChoice
 from tailwise.models.evaluation.quiet import quiet
 
 pytest.importorskip("transformers")
@@ -46,3 +49,21 @@ def test_a_plan_to_prune_and_no_plan_say_nothing_of_bytes(dense, tmp_path):
     assert planned_nbytes(tmp_path / "pruned") is None
     assert planned_nbytes(dense) is None
     assert planned_nbytes("org/name") is None
+
+
+def test_a_size_in_bytes_is_that_of_the_gguf_file_with_its_tokenizer(tmp_path):
+    from tailwise.audits.run import audit
+    from tailwise.compression.applying.apply_options import ApplyOptions
+
+    pytest.importorskip("gguf")
+    example = Path(__file__).resolve().parents[2] / "examples" / "pycode-8m"
+    formats, nbytes = ("q4_0", "q5_0", "q8_0"), 7_000_000
+    plan = plan_quantize(
+        audit(str(example)),
+        QuantizeRequest(
+            bytes=nbytes, formats=formats, allocator="ends", choice=TensorChoice(also=("embed", "lm_head"))
+        ),
+    )
+    apply(plan, example, tmp_path / "out", options=ApplyOptions(packed="gguf"))
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert 0.97 * nbytes < file.stat().st_size <= nbytes

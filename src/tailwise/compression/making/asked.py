@@ -49,7 +49,7 @@ def asked_of(audit: Audit, request: QuantizeRequest) -> Asked:
     table = bits_table(groups, shapes, formats)
     element = np.array([item.element_bits for item in formats])
     choices = Choices(groups, tuple(item.name for item in formats), element, table, None)
-    budget = budget_of(audit, request.budget, eligible)
+    budget = budget_of(audit, request.budget, eligible, formats)
     if budget is None and len(formats) == 1:
         budget = float(table.sum())
     choices = replace(choices, budget=budget)

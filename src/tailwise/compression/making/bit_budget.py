@@ -18,7 +18,10 @@ from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, kept_pa
 from tailwise.compression.plans.budget import Budget
 from tailwise.compression.plans.candidates import Candidate
 from tailwise.compression.plans.plan import Plan
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import MALFORMED, TailwiseError, UsageError
+from tailwise.core.storage import json_of, read_text
+from tailwise.number_formats.ggml_blocks import BlockFormat
+from tailwise.number_formats.ggml_types import GgmlFormat
 from tailwise.number_formats.number_format import NumberFormat
 
 _LINE, _PARTS = 90, 3  # characters about a tensor beside its name, and tensors that a packed weight becomes
@@ -42,14 +45,16 @@ def bits_table(
     )  # fmt: skip
 
 
-def budget_of(audit: Audit, budget: Budget | None, eligible: Sequence[Candidate]) -> float | None:
+def budget_of(
+    audit: Audit, budget: Budget | None, eligible: Sequence[Candidate], formats: Sequence[NumberFormat]
+) -> float | None:
     """Bits of the planned tensors in all; None where the budget does not say them."""
     if budget is None or budget.unit == "rise":
         return None
     if budget.unit == "bits":
         return budget.amount * sum(item.n_params for item in eligible)
     names = [item.tensor for item in eligible]
-    fixed = kept_bytes(audit, names) + header_bytes(audit, names)
+    fixed = kept_bytes(audit, names) + header_bytes(audit, names, formats)
     if budget.amount <= fixed:
         raise OutOfReachError(
             f"{budget.amount:,} bytes cannot be met: what the plan leaves as it is takes {fixed:,}, headers counted",
@@ -73,25 +78,43 @@ def spent(audit: Audit, plan: Plan, nbytes: int | None, budget: float | None) ->
     }
     if nbytes is None:
         return spending
-    headers = header_bytes(audit, [decision.tensor for decision in plan])
+    formats = [item.treatment.cast.number_format for item in plan if item.treatment.cast is not None]
+    headers = header_bytes(audit, [decision.tensor for decision in plan], formats)
     return spending | {"requested_bytes": nbytes, "header_bytes": headers}
 
 
-def header_bytes(audit: Audit, planned: Sequence[str]) -> int:
+def header_bytes(audit: Audit, planned: Sequence[str], formats: Sequence[NumberFormat] = ()) -> int:
     """What a packed file says of its tensors, at most: a line for each, and for codes, scales and shape of a planned
     one; an estimate, since names and numbers differ between layouts. Of a GGUF file that is at hand, its own header:
-    the tokenizer is in it, and a file that is made of it says hardly more.
+    the tokenizer is in it, and a file that is made of it says hardly more. Formats of llama.cpp make a GGUF file, which
+    has the tokenizer of the folder in it.
     """
     own = _gguf_header(audit)
     if own is not None:
         return own
+    if any(isinstance(item, GgmlFormat | BlockFormat) for item in formats):
+        return len(planned) * (_LINE + _ALIGNED) + 4 * _MORE + _vocabulary_bytes(Path(audit.model).expanduser())
     named = set(planned)
     stored = {name for row in audit.rows for name in row.tensors or (row.name,)} | named
     return sum((len(name) + _LINE) * (_PARTS if name in named else 1) for name in stored)
 
 
+_MOST_VOCABULARY = 1 << 28  # bytes of a tokenizer.json
 _MORE = 2048  # characters of what a file that is made of another says beside it
 _ALIGNED = 32  # bytes, on which every tensor begins
+
+
+def _vocabulary_bytes(folder: Path) -> int:
+    """Of a folder's tokenizer in a GGUF file: tokens and merges with their lengths, a score and a type each token."""
+    try:
+        model = json_of(read_text(folder / "tokenizer.json", most=_MOST_VOCABULARY))["model"]
+        tokens = [item if isinstance(item, str) else item[0] for item in model["vocab"]]
+        merges = [item if isinstance(item, str) else " ".join(item) for item in model.get("merges") or ()]
+        texts = sum(len(item.encode("utf-8", "surrogatepass")) + 8 for item in (*tokens, *merges))
+    except (*MALFORMED, OSError, TailwiseError):  # another kind of tokenizer, or none
+        return 0
+    template = folder / "chat_template.jinja"
+    return texts + 8 * len(tokens) + (template.stat().st_size if template.is_file() else 0)
 
 
 def _gguf_header(audit: Audit) -> int | None:
