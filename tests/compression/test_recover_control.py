@@ -71,8 +71,8 @@ def test_who_follows_ends_when_the_time_is_over(place):
 def test_a_control_that_gets_no_better_is_left_as_it_was(place):
     trainer = trainer_of(place / "dense")
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    led = Training(rates=[1e4, 1e4], curve=[(0, 3.0), (2, 2.9)])
-    found = trainer.follow(Course(2, 1e4, 4, WINDOW), led)
+    led = Training(rates=[1e30, 1e30], curve=[(0, 3.0), (2, 2.9)])
+    found = trainer.follow(Course(2, 1e30, 4, WINDOW), led)
     assert found.best_step == 0
     assert all(torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
 
