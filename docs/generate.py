@@ -546,7 +546,7 @@ def _members(item: type) -> list[str]:
 
 
 def _is_cached(value: object) -> bool:
-    return type(value).__name__ == "kept_property"
+    return type(value).__name__ == "KeptProperty"
 
 
 def _member(item: type, name: str) -> str:

@@ -18,6 +18,7 @@ from tailwise.app.guard import ADMITTED
 from tailwise.app.workspace import links
 from tailwise.core.harmless import visible
 from tailwise.report.health import LEVELS as HEALTH_LEVELS
+from tailwise.report.health import LIMIT as HEALTH_LIMIT
 
 #: Area → address, in the order of the head of every page.
 AREAS = {
@@ -43,6 +44,7 @@ class Pages:
         self._environment.globals.update(
             links=links,
             health_level=HEALTH_LEVELS.get,
+            health_limit=HEALTH_LIMIT,
             areas=AREAS,
             proof=proof,
             version=version,

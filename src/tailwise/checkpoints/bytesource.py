@@ -6,7 +6,9 @@ import errno
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,18 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    def sources(self, names: Sequence[str]) -> list[ByteSource]:
+        """Several files, all of them or none; side by side, for far away each costs several round trips."""
+        with ThreadPoolExecutor(min(AT_ONCE, len(names) or 1)) as pool:
+            asked = [pool.submit(self.source, name) for name in names]
+        failed = next((one.exception() for one in asked if one.exception() is not None), None)
+        if failed is None:
+            return [one.result() for one in asked]
+        for one in asked:
+            if one.exception() is None:
+                one.result().close()
+        raise failed
+
     def inner(self, name: str) -> Folder | None:  # noqa: ARG002 - a hook
         """The folder `name` in it, where it can be opened at once."""
         return None
@@ -269,6 +283,13 @@ class LocalFolder(Folder):
                 return frozenset(entry.name for entry in entries if entry.is_dir())
         except OSError:
             return frozenset()
+
+    @override
+    def sources(self, names: Sequence[str]) -> list[ByteSource]:
+        with ExitStack() as opened:
+            found = [opened.enter_context(closing(self.source(name))) for name in names]
+            opened.pop_all()  # all of them are there
+        return found
 
     @override
     def source(self, name: str) -> ByteSource:

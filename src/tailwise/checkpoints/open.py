@@ -284,7 +284,7 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
         return DistributedCheckpoint(uri, folder, config=config, part=part)
     sources: list[ByteSource] = []
     try:
-        sources += _sources(folder, weights.files)
+        sources += folder.sources(weights.files)
         kinds = _kinds(sources)
         kind = kinds.pop()
         if kinds:
@@ -312,21 +312,6 @@ def _open_files(folder: Folder, weights: Weights, uri: str, part: str | None = N
     if lost:
         _log.warning("%s: %d tensors of the index are in no file: %s", uri, len(lost), ", ".join(lost[:5]))
     return opened
-
-
-def _sources(folder: Folder, names: Sequence[str]) -> list[ByteSource]:
-    """The files of a folder, all of them or none; of one far away side by side, for each costs several round trips."""
-    if isinstance(folder, LocalFolder) or len(names) < 2:
-        return [folder.source(name) for name in names]
-    with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-        asked = [pool.submit(folder.source, name) for name in names]
-    failed = next((one.exception() for one in asked if one.exception() is not None), None)
-    if failed is None:
-        return [one.result() for one in asked]
-    for one in asked:
-        if one.exception() is None:
-            one.result().close()
-    raise failed
 
 
 def _kinds(sources: Sequence[ByteSource]) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, overload
 T = TypeVar("T")
 
 
-class kept_property(Generic[T]):  # noqa: N801 - a decorator
+class KeptProperty(Generic[T]):
     """As `functools.cached_property`, which until Python 3.12 makes all objects of a class wait for one another.
 
     Two threads that ask one object at once may both compute; the later value stands.
@@ -22,14 +22,18 @@ class kept_property(Generic[T]):  # noqa: N801 - a decorator
         self._name = name
 
     @overload
-    def __get__(self, instance: None, owner: type | None = None) -> kept_property[T]: ...
+    def __get__(self, instance: None, owner: type | None = None) -> KeptProperty[T]: ...
 
     @overload
     def __get__(self, instance: object, owner: type | None = None) -> T: ...
 
-    def __get__(self, instance: Any, owner: type | None = None) -> kept_property[T] | T:
+    def __get__(self, instance: Any, owner: type | None = None) -> KeptProperty[T] | T:
         if instance is None:
             return self
         value = self._compute(instance)
         instance.__dict__[self._name] = value
         return value
+
+
+#: The decorator.
+kept_property = KeptProperty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def header_bytes(audit: Audit, planned: Sequence[str], formats: Sequence[NumberF
     if own is not None:
         return own
     if any(isinstance(item, GgmlFormat | BlockFormat) for item in formats):
-        return len(planned) * (_LINE + _ALIGNED) + 4 * _MORE + _vocabulary_bytes(Path(audit.model).expanduser())
+        tokenizer = Path(audit.model).expanduser() / "tokenizer.json"
+        return len(planned) * (_LINE + _ALIGNED) + 4 * _MORE + _vocabulary_bytes(tokenizer)
     named = set(planned)
     stored = {name for row in audit.rows for name in row.tensors or (row.name,)} | named
     return sum((len(name) + _LINE) * (_PARTS if name in named else 1) for name in stored)
@@ -104,17 +106,25 @@ _MORE = 2048  # characters of what a file that is made of another says beside it
 _ALIGNED = 32  # bytes, on which every tensor begins
 
 
-def _vocabulary_bytes(folder: Path) -> int:
-    """Of a folder's tokenizer in a GGUF file: tokens and merges with their lengths, a score and a type each token."""
+def _vocabulary_bytes(file: Path) -> int:
+    """Of a tokenizer.json and the template beside it, in a GGUF file; 0 where there is none."""
+    template = file.with_name("chat_template.jinja")
+    if not file.is_file():
+        return 0
+    return _texts_of(file, file.stat().st_mtime_ns) + (template.stat().st_size if template.is_file() else 0)
+
+
+@lru_cache(maxsize=8)
+def _texts_of(file: Path, _changed: int) -> int:
+    """Tokens and merges with their lengths, a score and a type each token; a search asks for it with every plan."""
     try:
-        model = json_of(read_text(folder / "tokenizer.json", most=_MOST_VOCABULARY))["model"]
+        model = json_of(read_text(file, most=_MOST_VOCABULARY))["model"]
         tokens = [item if isinstance(item, str) else item[0] for item in model["vocab"]]
         merges = [item if isinstance(item, str) else " ".join(item) for item in model.get("merges") or ()]
         texts = sum(len(item.encode("utf-8", "surrogatepass")) + 8 for item in (*tokens, *merges))
     except (*MALFORMED, OSError, TailwiseError):  # another kind of tokenizer, or none
         return 0
-    template = folder / "chat_template.jinja"
-    return texts + 8 * len(tokens) + (template.stat().st_size if template.is_file() else 0)
+    return texts + 8 * len(tokens)
 
 
 def _gguf_header(audit: Audit) -> int | None:

@@ -11,6 +11,10 @@ from tailwise.judging.compare.summary import WELL_FIT, WITH_ERROR
 if TYPE_CHECKING:
     from tailwise.judging.compare.comparison import Comparison, LayerDelta
 
+#: A ratio that is told.
+_LEAP = 5.0
+#: (what it is called, metric, whether that is a decimal logarithm).
+_SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
 #: Behind a sentence that counts what is better and worse.
 OF_ALPHA = "Better is α nearer to 2–4, not quality: that only a text tells (`tailwise evaluate`)."
 _OF_CHANGE = "the change of an adapter alone, not a model with it: audit it merged (--adapter merged)"
@@ -83,12 +87,6 @@ def _of_leaps(comparison: Comparison) -> str:
         f"Of {_matrices(len(found))} the largest eigenvalue or the stable rank became {_LEAP:g} times what it was or "
         f"more, or less in that ratio: first {first.name} ({', '.join(shown)})."
     )
-
-
-#: A ratio that is told.
-_LEAP = 5.0
-#: (what it is called, metric, whether that is a decimal logarithm).
-_SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
 
 
 def _leap(layer: LayerDelta) -> float:
