@@ -7,7 +7,8 @@
 SmolLM2-135M in bf16, calibrated on 16 windows of 512 tokens of WikiText-2 valid. Each command is a process of its own,
 as a user starts it, on as many cores as there are; its wall and processor seconds and its peak of resident memory are
 those that the system counted for it. `run` goes on where the results end. llm-compressor pins other versions of what
-it needs, so it runs in an environment of its own; it is given the same windows.
+it needs, so it runs in an environment of its own; it is given the same windows, and the model in float32, as tailwise
+computes on a CPU: in bfloat16 it took many times as long on processors that do not multiply that.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from transformers import AutoModelForCausalLM
 ask = json.loads(sys.argv[1])
 ids = json.loads(open(ask["windows"]).read())
 data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
-model = AutoModelForCausalLM.from_pretrained(ask["model"], dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(ask["model"], dtype=torch.float32)
 leave = {"targets": ["Linear"], "ignore": ["re:.*lm_head"]}
 if ask["operator"] == "gptq":
     recipe = GPTQModifier(scheme="W4A16", **{"ignore": ["re:.*lm_head"], "targets": ["Linear"]})
@@ -69,11 +70,11 @@ def works(folder: Path, text: Path, scratch: Path) -> list[Work]:
     for operator in ("wanda", "sparsegpt"):
         plan = str(scratch / f"{operator}.json")
         needs = ("plan", "prune", model, "--sparsity", "0.6", "--operator", operator, "-o", plan)
-        done = ("apply", plan, "--calibration", calibration, *how, "-o", str(scratch / operator))
+        done = ("apply", plan, model, "--calibration", calibration, *how, "-o", str(scratch / operator))
         found.append(Work(f"apply, {operator} 60 %", done, needs, operator))
     plan = str(scratch / "gptq.json")
     needs = ("plan", "quantize", model, "--formats", "int4-g128", "--operator", "gptq", "-o", plan)
-    done = ("apply", plan, "--calibration", calibration, *how, "-o", str(scratch / "gptq"))
+    done = ("apply", plan, model, "--calibration", calibration, *how, "-o", str(scratch / "gptq"))
     found.append(Work("apply, gptq 4 bits", done, needs, "gptq"))
     auto = ("plan", "prune", model, "--sparsity", "0.6", "--operator", "wanda", "--allocator", "auto", "--budget", "5m",
             "--calibration", calibration, "-o", str(scratch / "auto.json"))  # fmt: skip

@@ -70,7 +70,7 @@ def plan_by(way: str, found: Audit, nbytes: int, given: argparse.Namespace) -> P
     request = asked(formats=TYPES, bytes=nbytes)
     text = StageOptions([given.calibration], samples=given.samples, window=given.window)
     if way == "auto":
-        return planned(found, request, text=text, clock=Clock(60.0 * given.minutes))
+        return planned(found, request, text=text, clock=Clock(60.0 * given.minutes, time.process_time))
     return planned(found, request, allocator=way, text=text)
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=3.0, help="of auto")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of auto, on the processor")
     parser.add_argument("--work", type=Path, default=Path("gguf-work"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gguf_files.jsonl")
     given = parser.parse_args()

@@ -106,6 +106,8 @@ def test_metrics_and_names_are_completed(audits, objects):
     assert objects[10]._ipython_key_completions_()[0] in weights(0)
     with pytest.raises(AttributeError, match="its metrics: alpha"):
         _ = audit[0].alhpa
+    with pytest.raises(AttributeError, match="keeps spectra"):
+        _ = audit[0].weights
 
 
 def test_whole_numbers_are_whole_in_frames(audits):

@@ -23,7 +23,7 @@ from tailwise.compression.choosing.bit_formats import ASSIGNERS, Choices, Format
 from tailwise.compression.making.bit_budget import header_bytes
 from tailwise.compression.making.make import plan_quantize
 from tailwise.compression.making.request import QuantizeRequest
-from tailwise.compression.plans.bits import bits_of, depth_words, mean_bits, shape_of
+from tailwise.compression.plans.bits import bits_of, depth_words, formats_words, mean_bits, shape_of, whole_model_words
 from tailwise.compression.plans.candidates import Candidate, TensorChoice
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UsageError
@@ -337,6 +337,27 @@ def test_a_type_that_another_stands_in_for_is_shown_and_counted_as_what_the_file
     assert "q5_0" in shown
     with pytest.raises(UsageError, match=r"in \d+ of \d+ tensors, .* q4_k counts as q5_0"):
         plan_quantize(audit, QuantizeRequest(bits=4.5, formats=("q4_k", "q6_k")))
+
+
+def test_tensors_and_bytes_of_each_type_are_said_and_what_stands_in(audit):
+    plan = plan_quantize(audit, QuantizeRequest(formats=("q4_k",)))
+    mixed = plan.replace(decisions=tuple(item.but(format="q8_0") if not i else item for i, item in enumerate(plan)))
+    words = formats_words(mixed)
+    assert "q8_0 1, " in words
+    assert "q5_0 (for q4_k) " in words
+    assert sum(int(many) for many in re.findall(r" (\d+), [\d.]+ (?:bytes|[kM]B)", words)) == len(plan)
+    assert formats_words(plan_quantize(audit, QuantizeRequest(formats=("int4",)))) == ""
+
+
+def test_a_budget_of_bytes_is_beside_the_bytes_of_the_file(audit):
+    kept = sum(item.n_params * 4 for item in audit.rows if item.role in ("embed", "lm_head"))
+    plan = plan_quantize(audit, QuantizeRequest(bytes=kept + 80_000))
+    words, budget = whole_model_words(plan), plan.budget
+    file = re.search(r"a file of at most ([\d.]+) kB", words)
+    assert file is not None
+    whole = budget["bytes"] + budget["kept_bytes"] + budget["header_bytes"]
+    assert float(file[1]) == pytest.approx(whole / 1000, rel=1e-3)
+    assert whole <= kept + 80_000
 
 
 def test_depth_is_said_where_it_explains_more_than_chance_or_many_tensors_differ(audit):

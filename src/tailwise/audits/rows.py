@@ -115,6 +115,9 @@ class Layer(Brief):
             raise AttributeError(name)
         if name in _OF_ROW:
             return getattr(row, name)
+        if name in _WEIGHTS:
+            kept = "an audit keeps spectra (.spectrum), not weights: read those from the model"
+            raise AttributeError(f"{row.name} has no {name!r}; {kept}")
         raise AttributeError(f"{row.name} has no {name!r}; its metrics: {_near(name, row.metrics)}")
 
     def __dir__(self) -> list[str]:
@@ -127,6 +130,7 @@ class Layer(Brief):
         return Shown(repr(self), ("metric", "value"), list(self.row.metrics.items()), "`row.metrics`")
 
 
+_WEIGHTS = ("weight", "weights", "tensor", "data", "values", "numpy")
 _OF_ROW = (*(item.name for item in fields(LayerRow)), "n_params", "measured")
 
 

@@ -153,7 +153,7 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
     if as_json:
         write_json(plan.to_json())
         return
-    from tailwise.compression.plans.bits import whole_model_words
+    from tailwise.compression.plans.bits import formats_words, whole_model_words
     from tailwise.report.plan_view import entries_grid, plan_grid
     from tailwise.report.terminal import console
 
@@ -173,8 +173,9 @@ def show_plan(plan: Plan, as_json: bool, rows: int, *, entries: bool = False) ->
             )
         elif asked is not None and reached is not None:
             screen.print(f"budget: requested {asked:g}, achieved {reached:.6f}{unit} of {part.n_params:,} parameters")
-        if whole := whole_model_words(part):
-            screen.print(whole, soft_wrap=True, markup=False)
+        for words in (whole_model_words(part), formats_words(part)):
+            if words:
+                screen.print(words, soft_wrap=True, markup=False)
     for note in plan.notes:
         screen.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from itertools import count
 
@@ -173,3 +175,32 @@ def test_a_wrong_option_is_one_message(call, llama, tmp_path, arguments, said) -
     assert code in (2, 3)
     assert said in err
     assert not (tmp_path / "p.json").exists()
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("after", ["depth", "search:"])
+def test_an_interruption_ends_the_search_with_the_best_so_far(audit, tokens, after, signal_name) -> None:
+    said = []
+
+    def interrupting(what: str, _done: float) -> None:
+        said.append(what)
+        if what.startswith(after) and not any(line.startswith("interrupted") for line in said):
+            os.kill(os.getpid(), getattr(signal, signal_name))
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    plan = planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(3000), say=interrupting)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert any(note.startswith("the search was interrupted") for note in plan.notes)
+    assert len([what for what in said if what.startswith("judging")]) <= 2  # uniform, and the best
+    (kept,) = (row for row in plan.tried if row["kept"])
+    assert kept["guard_kl"] == min(row["guard_kl"] for row in plan.tried if "guard_kl" in row)
+    assert plan.budget["achieved"] == pytest.approx(0.6, abs=1e-6)
+
+
+def test_a_second_interruption_ends_it_without_a_plan(audit, tokens) -> None:
+    def interrupting(what: str, _done: float) -> None:
+        if what.startswith(("depth", "judging depth")):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(3000), say=interrupting)

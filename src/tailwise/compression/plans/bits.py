@@ -106,18 +106,44 @@ def whole_model_words(plan: Entries) -> str:
     parameters, kept = (plan.budget.get(name) for name in ("model_parameters", "kept_bytes"))
     if not plan.quantizes or not isinstance(parameters, int) or not isinstance(kept, int):
         return ""
-    return in_all_words(round(mean_bits(plan) * plan.n_params / 8) + kept, parameters)
+    header = plan.budget.get("header_bytes")
+    nbytes = round(mean_bits(plan) * plan.n_params / 8) + kept
+    return in_all_words(nbytes, parameters, header if isinstance(header, int) else None)
 
 
-def in_all_words(nbytes: int, parameters: int) -> str:
-    """`whole model: 7.86 bits per weight, 7.9 MB; what the plan leaves as it is counted, headers not`."""
+def in_all_words(nbytes: int, parameters: int, header: int | None = None) -> str:
+    """`whole model: 7.86 bits per weight of 7,999,744 parameters, tensors of 7.9 MB; …`."""
     from rich.filesize import decimal
 
-    bits = 8 * nbytes / max(1, parameters)
+    bits, file = 8 * nbytes / max(1, parameters), ""
+    if header is not None:
+        file = f" (a file of at most {decimal(nbytes + header)}, header and tokenizer counted)"
     return (
-        f"whole model: {bits:.3f} bits per weight of {parameters:,} parameters, {decimal(nbytes)}; "
+        f"whole model: {bits:.3f} bits per weight of {parameters:,} parameters, tensors of {decimal(nbytes)}{file}; "
         "with the embedding and all else that the plan leaves as it is"
     )
+
+
+def formats_words(plan: Entries) -> str:
+    """`formats: int4-g64 180 tensors, 56.4 MB · q5_0 (for q4_k) 30, 8.2 MB`, most bytes first; "" of a single one.
+
+    A format stands in where the blocks of the one that was chosen do not divide the inputs.
+    """
+    from rich.filesize import decimal
+
+    many, sizes = Counter[str](), Counter[str]()
+    for decision in plan:
+        cast = decision.treatment.cast
+        if cast is None:
+            continue
+        chosen, held = cast.number_format.name, cast.fitted(decision.shape).name
+        name = held if held == chosen else f"{held} (for {chosen})"
+        many[name] += 1
+        sizes[name] += round(cast.bits(decision.shape) * decision.n_params / 8)
+    if len(many) < 2:
+        return ""
+    parts = [f"{name} {many[name]}, {decimal(nbytes)}" for name, nbytes in sizes.most_common()]
+    return f"formats, of how many tensors: {' · '.join(parts)}"
 
 
 def _kept(audit: Audit, planned: Iterable[str]) -> list[LayerRow]:

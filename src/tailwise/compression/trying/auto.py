@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
+from tailwise.compression.trying.clock import stopped_by_interrupts
 from tailwise.compression.trying.scored import (
     PlanScorer,
     Scored,
@@ -25,6 +26,7 @@ Way = tuple[str, Mapping[str, Any]]  # an allocator and its settings
 _FIRST, _MORE = 0.4, 0.3
 #: Ways whose other settings are tried: those that lost least with the first.
 _PROMISING = 2
+_STOPPED = "interrupted: judging the best plan so far, which is then kept; interrupt again to end without a plan"
 
 
 class Search(ABC):
@@ -87,37 +89,54 @@ def auto(search: Search) -> Plan:
     by the gradient; then other settings of the ways that did best. The inputs of the layers are measured again behind
     the best of them, and it is refined until the scorer's clock leaves time for the last choice: uniform, depth, the
     best known way and what was found are scored on windows that no step has seen, and the one with the least is kept.
+
+    An interruption, once uniform is judged, ends the search early: the best so far is judged beside uniform.
     """
     scorer = search.scorer
     scorer.say(_allowed(search), 0.0)
-    always = _always(search)
-    families = [list(family) for family in search.ways()]  # which may take a share of the time
+    uniform = scorer.opened("uniform", search.uniform)
+    scorer.judge([uniform])  # at once, so that the time of a judgement is known
+    with stopped_by_interrupts(scorer.clock, lambda: scorer.say(_STOPPED, 0.0)):
+        tried, finalists = _searched(search, uniform)
+        if scorer.clock.stopped:
+            finalists = [uniform, min(finalists, key=lambda item: item.loss)]
+        scorer.judge(finalists)
+    judged = [item for item in finalists if item.last is not None]
+    kept = min(judged, key=lambda item: item.judged)
+    scorer.stage.trial.restore()
+    return _final(search, kept, [*tried, *(item for item in judged if item not in tried)])
+
+
+def _searched(search: Search, uniform: Scored) -> tuple[list[Scored], list[Scored]]:
+    """All that was tried, and what is to be judged of it."""
+    scorer = search.scorer
+    always = [uniform, *_first_of(search, search.always, [uniform])]
+    # They may take a share of the time.
+    families = [] if scorer.clock.stopped else [list(family) for family in search.ways()]
     tried = [*always, *_of_known_ways(search, families, always)]
     best = min(tried, key=lambda item: item.loss)
     finalists = [*always, *best_of_each(tried[len(always) :], scorer.finalists)]
     if not scorer.over:
         found = search.refine(_seen_anew(scorer, best))
         finalists += [found] if found.plan != best.plan else []
-    scorer.judge(finalists)
-    kept = min(finalists, key=lambda item: item.judged)
-    scorer.stage.trial.restore()
-    return _final(search, kept, [*tried, *(item for item in finalists if item not in tried)])
+    return tried, finalists
 
 
 def _allowed(search: Search) -> str:
     """What the time is enough for, before it is spent; how much would do is known when it is over."""
     scorer, count = search.scorer, 1 + len(search.always) + search.known
-    pace = scorer.stage.pace
+    clock, pace = scorer.clock, scorer.stage.pace
     if pace is None:
         return f"{count} known ways to try"
     each = max(pace.quick * len(scorer.stage.search), 1e-9)
-    judging = 4 * (pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on))
-    trials = int((min(scorer.clock.left - judging, scorer.clock.seconds * _FIRST - scorer.clock.spent)) / each)
+    judging = pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on)
+    trials = int((min(clock.left - 4 * judging, clock.seconds * _FIRST - clock.spent)) / each)
     if trials > count:
         return f"this budget allows about {trials} trials of {each:.2g} s; there are {count} known ways to try"
+    least = clock.spent + 2 * each + 3 * judging  # uniform and depth tried; they and the best judged
     return (
-        f"a budget of {scorer.clock.seconds:g} s is too short for all {count} known ways: uniform and depth are tried "
-        f"however long that takes, the rest as far as time is left"
+        f"a budget of {clock.seconds:g} s is too short for all {count} known ways: uniform and depth are tried and "
+        f"judged, which takes {least:.0f} s or more in all, reading the model included; the rest as time is left"
     )
 
 
@@ -135,13 +154,6 @@ def _missed(search: Search) -> list[str]:
         return []
     enough = (scorer.clock.spent + search.measuring + len(names) * scorer.pace) / _FIRST
     return [f"not tried for lack of time: {listed(names)}; {_give(enough)} to try them too"]
-
-
-def _always(search: Search) -> list[Scored]:
-    """Uniform, judged at once so that the time of a judgement is known, and what else is tried whatever the time."""
-    tried = [search.scorer.opened("uniform", search.uniform)]
-    search.scorer.judge(tried)
-    return tried + _first_of(search, search.always, tried)
 
 
 def _of_known_ways(search: Search, families: Sequence[Sequence[Way]], always: Sequence[Scored]) -> list[Scored]:
@@ -205,6 +217,7 @@ def _final(search: Search, chosen: Scored, everything: list[Scored]) -> Plan:
         depth,
         verdict(chosen, everything[0], scorer.stage.trial.material.unit),
         trials_in_words(scorer),
+        *(["the search was interrupted: what it had not come to was not tried"] if scorer.clock.stopped else []),
         *_missed(search),
         *left,
         *scorer.stage.notes,

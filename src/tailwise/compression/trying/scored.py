@@ -73,6 +73,7 @@ class PlanScorer:
     say: Say = field(default=lambda _what, _done: None)
     judging: float = 0.0  # seconds that the dearest judgement took
     pace: float = 0.0  # seconds that a trial took
+    waiting: int = 0  # plans that are yet to be judged, while they are
     engine: EngineTrials | None = None  # where plans that do not wait for one another are tried side by side
 
     @property
@@ -145,8 +146,12 @@ class PlanScorer:
         return self.engine.variant_losses(TrialSettings(around, "search"), variants, progress)
 
     def judge(self, finalists: Iterable[Scored]) -> None:
-        """Carry out each plan as `apply` would, and score it on the windows that were kept from the search."""
-        waiting, stage = [item for item in finalists if item.last is None], self.stage
+        """Carry out each plan as `apply` would, and score it on the windows that were kept from the search.
+
+        The most promising comes first; where the clock is stopped, it alone.
+        """
+        stage = self.stage
+        waiting = sorted((item for item in finalists if item.last is None), key=lambda item: item.loss)
         if self.engine is not None and len(waiting) > 1:
             began = self.clock.spent
             scores = self.engine.judged([item.plan for item in waiting])
@@ -155,11 +160,13 @@ class PlanScorer:
                 item.last = own
             self.judging = max(self.judging, (self.clock.spent - began) / len(waiting))
             return
-        for item in waiting:
-            began = self.clock.spent
-            self.tell(f"judging {item.name}")
+        for place, item in enumerate(waiting):
+            if place and self.clock.stopped:
+                return
+            began, self.waiting = self.clock.spent, len(waiting) - place
+            self.tell(f"judging {item.name}, {place + 1} of {len(waiting)}")
             item.last = stage.trial.applied_scores(item.plan, stage.judged_on, stage.guard)
-            self.judging = max(self.judging, self.clock.spent - began)
+            self.judging, self.waiting = max(self.judging, self.clock.spent - began), 0
 
     @property
     def finalists(self) -> int:
@@ -177,8 +184,9 @@ class PlanScorer:
         return self.clock.left < self.last_word + self.pace
 
     def tell(self, what: str) -> None:
-        """Say how far the search is."""
-        self.say(what, self.clock.share)
+        """Say how far the search is; past its budget, how much of what it takes is done."""
+        spent, owed = self.clock.spent, self.waiting * self.judging
+        self.say(what, min(spent / max(self.clock.seconds, spent + owed, 1e-9), 1.0))
 
 
 def perplexity(loss: float) -> float:
