@@ -243,6 +243,22 @@ def test_all_checkpoints_leave_a_folder_of_audits(call, run):
     assert "step 100  known" in call("audit", run, "--all-checkpoints")[1]
 
 
+def test_each_of_all_checkpoints_is_judged_and_one_saved_twice_is_told(call, run):
+    shutil.copy(run / "step-300" / "model.safetensors", run / "step-400" / "model.safetensors")
+    out = call("audit", run, "--all-checkpoints")[1]
+    of = {int(part.partition("  ")[0]): part for part in out.split("step ") if "  " in part and "matrices" in part}
+    assert all("unhealthy: " in part for part in of.values())
+    assert "(model.layers.1.mlp.up_proj), and 3 other findings" in of[300]
+    assert "other findings" not in of[200]
+    assert [step for step, part in of.items() if "the same weights as" in part] == [400]
+
+
+def test_a_silent_bisection_says_what_it_cannot_see(call, run):
+    out = call("bisect", run, "--rule", "TW603", "--layers", "layers.1", "--quick")[1]
+    assert "A fault that came and went" in out
+    assert "--all-checkpoints" in out
+
+
 def test_a_folder_of_checkpoints_is_pointed_to_all_of_them(call, run):
     code, _, err = call("audit", run)
     assert code == 2

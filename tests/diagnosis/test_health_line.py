@@ -34,7 +34,7 @@ def test_a_warning_needs_a_look_and_names_the_layer(rows):
     odd = name("attn_o", 2)
     found = health(changed(rows, odd, **NOISE))
     assert found.word == "needs a look"
-    assert found.why == "1 of 24 matrices looks like noise."
+    assert found.why == f"1 of 24 matrices looks like noise ({odd})."
     assert [item.layer for item in found.worst] == [odd]
     assert "healthy" in found.worst[0].stands
     assert found.worst[0].reason.startswith("spectrum of noise: alpha_hill 9.50 ± 2.40 (noise of this shape")
@@ -87,3 +87,13 @@ def test_an_older_diagnosis_has_none_and_is_read(rows, flag):
     from tailwise.judging.diagnosis.finding import Diagnosis
 
     assert Diagnosis.from_json(data).findings == ()
+
+
+def test_evidence_is_a_table_of_one_row_for_each_number(rows):
+    odd = name("attn_o", 2)
+    diagnosis = tw.diagnose(audit_of(changed(rows, odd, **NOISE)))
+    table = diagnosis.table()
+    assert len(table) == sum(len(item.evidence) for item in diagnosis.findings)
+    assert odd in table["layer"]
+    assert table.column_names[:3] == ["code", "severity", "finding"]
+    assert tw.diagnose(audit_of(rows)).table().column_names == table.column_names

@@ -29,7 +29,7 @@ from tailwise.cli.shared_options import (
     of,
     told,
 )
-from tailwise.cli.store_options import Revisions, Run, open_store, say_outcome
+from tailwise.cli.store_options import OutcomeLines, Revisions, Run, open_store
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe, RunOptions
 
@@ -287,12 +287,13 @@ def _all_checkpoints(
     if store is None and folder is None:
         folder = Path(f"{name.rsplit('/', 1)[-1]}-audits")
     screen, good = console(), True
+    lines = OutcomeLines(screen)
     with ExitStack() as stack:
         history = stack.enter_context(open_store(store, create=True)) if store is not None else None
         show = stack.enter_context(progress_bar())
         try:
             for outcome in audit_all(checkpoints, Sink(name, history, folder, _settings(how), show)):
-                good = say_outcome(screen, outcome) and good
+                good = lines.say(outcome) and good
         except KeyboardInterrupt:
             typer.echo("tailwise: interrupted; what was audited is kept, the same command goes on", err=True)
             raise typer.Exit(130) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.shared_options import Device, Json, Rows, Workers, comma_list
-from tailwise.cli.store_options import Revisions, Run, Store, open_store, say_outcome, steps_of
+from tailwise.cli.store_options import OutcomeLines, Revisions, Run, Store, open_store, steps_of
 from tailwise.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def watch(
     from tailwise.report.terminal import console
 
     screen, good, idle = console(), True, True
+    lines = OutcomeLines(screen)
     with ExitStack() as stack:
         history = None if store is None and audits is not None else stack.enter_context(open_store(store, create=True))
         settings = {"device": device, "workers": workers, "randomize": int(randomize)}
@@ -174,7 +175,7 @@ def watch(
             typer.echo(f"tailwise: watching {where} every {interval:g} s; Ctrl-C ends it", err=True)
         try:
             for outcome in outcomes:
-                good, idle = say_outcome(screen, outcome) and good, False
+                good, idle = lines.say(outcome) and good, False
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         if idle and not watched.waiting:
@@ -225,8 +226,9 @@ def bisect(
 ) -> None:
     """Find the step at which a layer went wrong, by auditing only a few of a run's checkpoints.
 
-    Halves the run, so that 1,000 checkpoints take about ten audits; then looks on both sides whether what went wrong
-    stayed wrong, which takes twice as many again at most, and says so where it did not.
+    Of a fault that stays, and whose rule you know. Halves the run, so that 1,000 checkpoints take about ten audits; then
+    looks on both sides whether what went wrong stayed wrong, which takes twice as many again at most, and says so where
+    it did not. `tailwise audit FOLDER --all-checkpoints` judges every checkpoint by all rules.
     """
     from tailwise.history.runs.bisect import bisect as search
     from tailwise.history.runs.found import find, nothing_found
@@ -279,6 +281,8 @@ def _say(screen: Console, result: Bisection, what: str, rows: int) -> None:
     if left:
         line(f"  … and {left} more; --rows 0 shows all")
     line(f"{len(result.probed)} of {len(result.steps)} checkpoints audited")
+    if result.onset.bad is None and len(result.probed) < len(result.steps):
+        line("A fault that came and went may lie between: `tailwise audit FOLDER --all-checkpoints` judges each one.")
 
 
 def _verdict(result: Bisection, what: str) -> str:

@@ -11,6 +11,7 @@ from tailwise.core.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tailwise.audits.audit import Audit
     from tailwise.history.read import Steps
     from tailwise.history.runs.sink import CheckpointOutcome
     from tailwise.history.store import History
@@ -77,21 +78,42 @@ def steps_of(text: str | None) -> Steps | None:
     return low, high
 
 
-def say_outcome(screen: Console, outcome: CheckpointOutcome) -> bool:
-    """One line on what became of a checkpoint; whether all is well."""
-    head = f"step {outcome.found.step}"
-    if outcome.known:
-        screen.print(f"{head}  known", markup=False, highlight=False)
-        return True
-    if outcome.audit is not None:
-        provenance = outcome.audit.provenance
-        alpha = outcome.audit.summary().get("alpha")
-        mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
-        line = f"{head}  {len(outcome.audit)} matrices{mean}, {provenance.seconds:.1f} s, "
-        line += f"{provenance.reused} spectra reused"
-        screen.print(
-            line + (f", {outcome.path}" if outcome.path else ""), markup=False, highlight=False, soft_wrap=True
-        )
-    if outcome.trouble:
-        screen.print(f"{head}  {outcome.trouble}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return not outcome.trouble
+class OutcomeLines:
+    """What became of each checkpoint of a run, on a screen, in the order of their steps."""
+
+    def __init__(self, screen: Console) -> None:
+        self._screen = screen
+        self._before: tuple[int, tuple[str, ...]] | None = None  # step and content of the last that was audited
+
+    def say(self, outcome: CheckpointOutcome) -> bool:
+        """A line, and another where its weights are not healthy or those of the last one; whether all is well."""
+        head = f"step {outcome.found.step}"
+        if outcome.known:
+            self._print(f"{head}  known")
+            return True
+        if outcome.audit is not None:
+            self._print(f"{head}  {_measured(outcome.audit)}" + (f", {outcome.path}" if outcome.path else ""))
+            self._judge(outcome.found.step, outcome.audit)
+        if outcome.trouble:
+            self._print(f"{head}  {outcome.trouble}", "red")
+        return not outcome.trouble
+
+    def _judge(self, step: int, audit: Audit) -> None:
+        from tailwise.judging.diagnosis.diagnose import diagnose
+
+        health = diagnose(audit).health
+        if health is not None and health.word in ("unhealthy", "needs a look"):
+            self._print(f"  {health.line}", "red" if health.word == "unhealthy" else "yellow")
+        content = tuple(row.digest for row in audit.rows)
+        if self._before is not None and any(content) and content == self._before[1]:
+            self._print(f"  the same weights as at step {self._before[0]}, to the byte", "yellow")
+        self._before = step, content
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._screen.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _measured(audit: Audit) -> str:
+    alpha, provenance = audit.summary().get("alpha"), audit.provenance
+    mean = "" if alpha is None else f", mean alpha {alpha:.2f}"
+    return f"{len(audit)} matrices{mean}, {provenance.seconds:.1f} s, {provenance.reused} spectra reused"

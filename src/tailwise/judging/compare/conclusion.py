@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: A ratio that is told.
 _LEAP = 5.0
+_STILL = "By α no matrix moved"
 #: (what it is called, metric, whether that is a decimal logarithm).
 _SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
 #: Behind a sentence that counts what is better and worse.
@@ -31,12 +32,14 @@ def conclusion(comparison: Comparison) -> str:
     Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
     a measure of quality. A matrix that stays within, whose fits are not trusted, or where one of them has more than
     half of the eigenvalues (TW502), has no verdict; where most trusted fits are such, none has one, and that is said.
-    Where the weights themselves were compared, how far they moved comes first; where a largest eigenvalue or a stable
-    rank became another, which α need not show, that comes last.
+    Where the weights themselves were compared, how far they moved comes first; a largest eigenvalue or a stable
+    rank that became another, which α need not show, comes last, and before it where by α nothing moved.
     """
     size = magnitude(comparison)
-    said = f"{size}. {_of_spectra(comparison)}" if size else _of_spectra(comparison)
-    return " ".join(part for part in (said, _of_leaps(comparison)) if part)
+    spectra, leaps = _of_spectra(comparison), _of_leaps(comparison)
+    # What α does not show would read as the small print of an all-clear.
+    said = (leaps, spectra) if spectra.startswith(_STILL) else (spectra, leaps)
+    return " ".join(part for part in (f"{size}." if size else "", *said) if part)
 
 
 def how_far_is_told(comparison: Comparison) -> str:
@@ -62,7 +65,7 @@ def _of_spectra(comparison: Comparison) -> str:
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
-        return f"By α no matrix moved beyond its error: {changed} of {_matrices(of)} changed{lost}."
+        return f"{_STILL} beyond its error: {changed} of {_matrices(of)} changed{lost}."
     return _of_those_that_moved(comparison, moved)
 
 

@@ -6,9 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.core.shown import Brief, Shown, brief
+
+if TYPE_CHECKING:
+    from tailwise.audits.table import Table
 
 Severity = Literal["info", "warning", "error"]
 #: How well the rule itself is founded: derived, correlated with quality in publications, or a rule of thumb.
@@ -151,6 +154,19 @@ class Diagnosis(Brief):
         """The findings that name a layer."""
         return tuple(finding for finding in self.findings if layer in finding.layers)
 
+    def table(self) -> Table:
+        """One row for each piece of evidence, worst finding first: code, severity, layer, metric, value, bound, says."""
+        import pyarrow as pa
+
+        from tailwise.audits.table import Table
+
+        rows = [
+            {"code": one.code, "severity": one.severity, "finding": one.title, **asdict(item)}
+            for one in self.findings
+            for item in one.evidence
+        ]
+        return Table(pa.Table.from_pylist(rows, schema=pa.schema(_COLUMNS)))
+
     @property
     def worst(self) -> Severity | None:
         """The highest severity found."""
@@ -186,6 +202,14 @@ class Diagnosis(Brief):
         rows = [(one.code, one.severity, one.title, one.message, len(one.layers)) for one in self.findings]
         line = self.health.line if self.health else repr(self)
         return Shown(line, ("code", "severity", "finding", "says", "layers"), rows, "`findings`")
+
+
+#: Of a table of evidence, with the names that Arrow has for their types.
+_COLUMNS = tuple((name, "string") for name in ("code", "severity", "finding", "layer", "metric")) + (
+    ("value", "float64"),
+    ("bound", "float64"),
+    ("says", "string"),
+)
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:

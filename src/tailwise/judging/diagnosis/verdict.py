@@ -15,6 +15,8 @@ from tailwise.judging.diagnosis.wording import count, verb
 
 #: Layers that are named.
 MOST = 5
+#: Layers of the first finding that the line on a model's health names, at most.
+_NAMED = 2
 #: Share of the judged matrices from which on warnings are of the whole model.
 _WHOLE = 0.5
 #: Share of the parameters that must have been judged before nothing found means anything.
@@ -72,9 +74,10 @@ def _judged(audit: Audit, diagnosis: Diagnosis) -> tuple[int, float]:
 
 
 def _why(bad: Sequence[Finding], in_all: int) -> str:
-    more = in_all - 1
+    first, more = bad[0], in_all - 1
+    names = f" ({', '.join(first.layers)})" if 0 < len(first.layers) <= _NAMED else ""
     beside = f", and {count(more, 'other finding')}" if more else ""
-    return f"{bad[0].title}{beside}."
+    return f"{first.title}{names}{beside}."
 
 
 def worst_layers(diagnosis: Diagnosis, most: int = MOST) -> tuple[WorstLayer, ...]:
