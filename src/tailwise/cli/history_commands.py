@@ -226,9 +226,9 @@ def bisect(
 ) -> None:
     """Find the step at which a layer went wrong, by auditing only a few of a run's checkpoints.
 
-    Of a fault that stays, and whose rule you know. Halves the run, so that 1,000 checkpoints take about ten audits; then
-    looks on both sides whether what went wrong stayed wrong, which takes twice as many again at most, and says so where
-    it did not. `tailwise audit FOLDER --all-checkpoints` judges every checkpoint by all rules.
+    Of a fault that stays, and whose rule you know. Halves the run, so that 1,000 checkpoints take about ten audits;
+    then looks on both sides whether what went wrong stayed wrong, which takes twice as many again at most, and says so
+    where it did not. `tailwise audit FOLDER --all-checkpoints` judges every checkpoint by all rules.
     """
     from tailwise.history.runs.bisect import bisect as search
     from tailwise.history.runs.found import find, nothing_found

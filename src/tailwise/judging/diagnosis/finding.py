@@ -155,7 +155,7 @@ class Diagnosis(Brief):
         return tuple(finding for finding in self.findings if layer in finding.layers)
 
     def table(self) -> Table:
-        """One row for each piece of evidence, worst finding first: code, severity, layer, metric, value, bound, says."""
+        """One row for each piece of evidence, of the worst finding first: code, severity, layer, metric, value, …"""
         import pyarrow as pa
 
         from tailwise.audits.table import Table
@@ -165,7 +165,7 @@ class Diagnosis(Brief):
             for one in self.findings
             for item in one.evidence
         ]
-        return Table(pa.Table.from_pylist(rows, schema=pa.schema(_COLUMNS)))
+        return Table(pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items()))))
 
     @property
     def worst(self) -> Severity | None:
@@ -205,11 +205,8 @@ class Diagnosis(Brief):
 
 
 #: Of a table of evidence, with the names that Arrow has for their types.
-_COLUMNS = tuple((name, "string") for name in ("code", "severity", "finding", "layer", "metric")) + (
-    ("value", "float64"),
-    ("bound", "float64"),
-    ("says", "string"),
-)
+_COLUMNS = {name: "string" for name in ("code", "severity", "finding", "layer", "metric")}
+_COLUMNS |= {"value": "float64", "bound": "float64", "says": "string"}
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:
