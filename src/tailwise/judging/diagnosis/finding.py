@@ -205,7 +205,7 @@ class Diagnosis(Brief):
 
 
 #: Of a table of evidence, with the names that Arrow has for their types.
-_COLUMNS = {name: "string" for name in ("code", "severity", "finding", "layer", "metric")}
+_COLUMNS = dict.fromkeys(("code", "severity", "finding", "layer", "metric"), "string")
 _COLUMNS |= {"value": "float64", "bound": "float64", "says": "string"}
 
 
