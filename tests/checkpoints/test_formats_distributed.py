@@ -159,6 +159,27 @@ def copy(saved, tmp_path):
     return change
 
 
+def test_a_chunk_that_asks_for_memory_by_a_number_is_refused(copy):
+    """Its pickle is gone through before it is loaded, as that of any other file of torch.save."""
+    file = copy(lambda _metadata: None) / "__0_0.distcp"
+    stored = pickle.loads((file.parent / ".metadata").read_bytes()).storage_data
+    info = next(item for item in stored.items() if item[0].fqn.endswith("0.weight") and "optim" not in item[0].fqn)
+    data, (index, place) = bytearray(file.read_bytes()), info
+    bomb = b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + (1 << 36).to_bytes(8, "little") + b"\x85R."
+    chunk = io.BytesIO()
+    with zipfile.ZipFile(chunk, "w") as archive:
+        archive.writestr("archive/data.pkl", bomb)
+        archive.writestr("archive/version", "3\n")
+    left = place.length - len(chunk.getvalue())
+    assert left >= 0
+    with zipfile.ZipFile(chunk, "a") as archive:
+        archive.comment = b" " * left
+    data[place.offset : place.offset + place.length] = chunk.getvalue()
+    file.write_bytes(data)
+    with pytest.raises(UnreadableError, match="by a number"):
+        open_checkpoint(file.parent).read(index.fqn.removeprefix("model."))
+
+
 def test_code_in_the_metadata_and_in_a_chunk_never_runs(copy, tmp_path):
     mark = tmp_path / "ran"
 

@@ -204,3 +204,28 @@ def test_types_of_forks_are_unsupported_and_the_rest_is_read(tmp_path, number, o
     checkpoint = open_checkpoint(path)
     assert owner in checkpoint.unsupported["blk.0.ffn_down.weight"]
     assert checkpoint.read("blk.0.attn_q.weight").shape == (64, 64)
+
+
+def claimed(entries, kind, size, path):
+    """A header with one list of so many entries of a type, each of so many bytes; the file has holes, and no data."""
+    key = b"tokenizer.ggml.tokens"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
+    path.write_bytes(head + struct.pack("<IIQ", 9, kind, entries))
+    with path.open("r+b") as file:
+        file.truncate(len(head) + 16 + entries * size)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "size"), [(0, 1), (6, 4), (8, 8)])
+def test_lists_of_a_header_that_no_model_has_are_refused_before_they_are_made(tmp_path, kind, size):
+    with pytest.raises(UnreadableError, match="no model has"):
+        open_checkpoint(claimed(20_000_000, kind, size, tmp_path / "x.gguf"))
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2_000_000, 0))
+    with path.open("r+b") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(UnreadableError, match="claims 2000000 tensors"):
+        open_checkpoint(path)

@@ -119,6 +119,77 @@ def test_two_parts_of_one_name_are_refused(tmp_path):
         open_checkpoint(path)
 
 
+def test_parts_are_gone_through_whatever_the_case_of_their_names(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+        file.writestr("archive/DATA.PKL", BOMBS["memory by a number, older"])
+        file.writestr("archive/version", "3\n")
+    with pytest.raises(UnreadableError, match="by a number"):
+        tw.audit(tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as file:
+        file.writestr("archive/data.pkl", HEAD + b"}" + STOP)
+        file.writestr("archive/Data.pkl", HEAD + b"}" + STOP)
+    with pytest.raises(UnreadableError, match="two parts of one name"):
+        tw.audit(tmp_path / "y.pt")
+
+
+def directory(data):
+    """Members, their list, and how many they are, of an archive in bytes."""
+    place = data.rfind(b"PK\5\6")
+    count, size, begin = struct.unpack("<HII", data[place + 10 : place + 20])
+    return data[:begin], data[begin : begin + size], count
+
+
+def moved(listed, by):
+    """A list of members that lie so much later."""
+    out, at = bytearray(listed), 0
+    while at < len(out):
+        lengths = struct.unpack("<HHH", out[at + 28 : at + 34])
+        (begin,) = struct.unpack("<I", out[at + 42 : at + 46])
+        out[at + 42 : at + 46] = struct.pack("<I", begin + by)
+        at += 46 + sum(lengths)
+    return bytes(out)
+
+
+def two_lists(tmp_path, large):
+    """An archive with two lists of members: which one counts depends on whether the end or the beginning is trusted."""
+    bomb = directory(archive(tmp_path / "a.zip", BOMBS["memory by a number, older"]).read_bytes())
+    plain = directory(archive(tmp_path / "b.zip", HEAD + b"}" + STOP).read_bytes())
+    listed = moved(plain[1], len(bomb[0]))
+    data = bomb[0] + plain[0]
+    first = len(data)
+    if not large:
+        data += bomb[1] + listed
+        end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, plain[2], plain[2], len(listed), first, 0)
+        return data + end
+
+    def record(count, size, begin):
+        return struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, begin)
+
+    data += bomb[1]
+    leads = len(data)
+    data += record(bomb[2], len(bomb[1]), first)
+    second = len(data)
+    data += listed + record(plain[2], len(listed), second)
+    data += struct.pack("<4sLQL", b"PK\6\7", 0, leads, 1)
+    return data + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_archive_with_two_lists_of_its_parts_is_refused(tmp_path, large):
+    path = tmp_path / "x.pt"
+    path.write_bytes(two_lists(tmp_path, large))
+    with pytest.raises(UnreadableError, match="can be read in two ways"):
+        tw.audit(path)
+
+
+def test_an_archive_with_a_comment_and_one_in_memory_are_read(tmp_path):
+    weights = {"up.weight": torch.randn(60, 50)}
+    torch.save(weights, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt", "a") as file:
+        file.comment = b"made elsewhere"
+    assert len(tw.audit(tmp_path / "x.pt")) == 1
+
+
 def test_an_archive_that_claims_to_span_disks_is_told(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"w": torch.ones(3, 3)}, path)

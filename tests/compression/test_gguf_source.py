@@ -100,3 +100,20 @@ def test_the_remedy_that_is_printed_for_quantized_weights_works(coded, tmp_path)
     apply(plan, coded, tmp_path / "numbers")
     pruning = plan_prune(audit(tmp_path / "numbers"), Request(0.5, "uniform", "wanda"))
     assert apply(pruning, tmp_path / "numbers", tmp_path / "out", options=OPTIONS).achieved == pytest.approx(0.5)
+
+
+def test_what_links_beside_it_lead_to_is_not_written(file, tmp_path):
+    place, secret = tmp_path / "model", tmp_path / "secret"
+    shutil.copytree(file.parent.parent / "packed", place)
+    secret.mkdir()
+    (secret / "template").write_text("{# TOP-SECRET #}")
+    (secret / "facts.json").write_text('{"password": "TOP-SECRET"}')
+    for name in ("chat_template.jinja", "generation_config.json"):
+        (place / name).unlink(missing_ok=True)
+    (place / "chat_template.jinja").symlink_to(secret / "template")
+    (place / "generation_config.json").symlink_to(secret / "facts.json")
+    plan = plan_prune(audit(place / "model.gguf"), Request(0.5, "uniform", "magnitude"))
+    apply(plan, place / "model.gguf", tmp_path / "out")
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"config.json", "model.safetensors"} <= {path.name for path in written}
+    assert not [path.name for path in written if b"TOP-SECRET" in path.read_bytes()]

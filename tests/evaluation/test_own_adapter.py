@@ -126,6 +126,20 @@ def test_pickles_that_others_load_are_gone_through_first(adapter, folder, tmp_pa
         load_model(place, base=str(folder) if place == adapter else None)
 
 
+@pytest.mark.parametrize("way", ["another file beside it", "an index that names it"])
+def test_pickles_are_gone_through_whatever_leads_to_them(folder, tmp_path, way):
+    place = shutil.copytree(folder, tmp_path / "model")
+    weights = (place / "model.safetensors").rename(place / "model-other.safetensors")
+    header = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2) + pickle.dumps({}, 2)
+    name = "weights.bin" if way.startswith("an index") else "pytorch_model.bin"
+    (place / name).write_bytes(header + shared() + pickle.dumps([], 2))
+    if way.startswith("an index"):
+        weights.unlink()
+        (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UnreadableError, match=r"unfold|objects|pickle"):
+        load_model(place)
+
+
 def test_honest_pickles_are_loaded(folder, tmp_path):
     place = shutil.copytree(folder, tmp_path / "model")
     from safetensors.torch import load_file

@@ -31,7 +31,21 @@ _TEMPLATES = "additional_chat_templates"
 
 def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
     """Copy what lies beside the weights (config, tokenizer, code); notes on what is too large to be settings."""
-    folder = layout.folder
+    yield from copy_beside(layout.folder, target)
+    config = target / "config.json"
+    if layout.left_out and config.is_file():
+        document = json_of(config.read_text(encoding="utf-8"))
+        settings = {name: value for name, value in document.items() if name not in layout.left_out}
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def links_elsewhere(root: Path) -> bool:
+    """Whether something in a model's folder, or in one right below it, is a link to what is not the model's."""
+    return any(item.is_symlink() and _not_of(root, item) is not None for item in (*root.glob("*"), *root.glob("*/*")))
+
+
+def copy_beside(folder: Folder, target: Path) -> Iterator[str]:
+    """Copy what lies in a model's folder beside weights; notes on what is not the model's, or too large."""
     for name in sorted(folder.names()):
         hidden = PurePosixPath(name).name.startswith(".")
         if hidden or "/" in name or name.endswith(_WEIGHTS) or name in _OWN:
@@ -49,11 +63,6 @@ def copy_settings(layout: OutputLayout, target: Path) -> Iterator[str]:
         finally:
             source.close()
     yield from _copy_templates(folder, target)
-    config = target / "config.json"
-    if layout.left_out and config.is_file():
-        document = json_of(config.read_text(encoding="utf-8"))
-        settings = {name: value for name, value in document.items() if name not in layout.left_out}
-        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _not_of(root: Path, path: Path) -> str | None:

@@ -23,6 +23,7 @@ from tailwise.checkpoints.bytesource import ByteSource, Folder
 from tailwise.checkpoints.checkpoint import DTYPE_BITS, TensorSpec, code_of
 from tailwise.checkpoints.formats.common import TensorStore, torch_dtype
 from tailwise.checkpoints.formats.inert import Record, read_inert
+from tailwise.checkpoints.formats.pickle_bounds import check_stream
 from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.saved import find_tensors
 from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
@@ -130,7 +131,10 @@ class DistributedCheckpoint(TensorStore):
         data = self._file(chunk.file).read(chunk.start, chunk.length)
         try:
             _check_unpacked(data)
+            check_stream(io.BytesIO(data), where, is_zip=True)
             tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except UnreadableError:
+            raise
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UnreadableError("a chunk is not a whole file of torch.save", where=where, fix=_DAMAGED) from error
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != chunk.sizes:

@@ -14,9 +14,13 @@ from tailwise.checkpoints.bytesource import ByteSource
 from tailwise.core.errors import UnreadableError
 
 _CHUNK = 1 << 20
+#: What any model's header stays far below: the largest vocabularies take 30 MB and two million entries of lists. Read,
+#: a byte becomes twenty and more, here and in the libraries that read the file next.
+_MOST_BYTES, _MOST_ENTRIES, _MOST_TENSORS = 1 << 27, 1 << 23, 1 << 20
 _MAX_NUMEL = 1 << 62
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MADE = "it is damaged or made to harm: download it again"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def read_gguf_header(source: ByteSource) -> GgufHeader:
     # Each pair takes 13 bytes or more and each info 24, so a lying count ends before it costs anything.
     if n_tensors * 24 + n_pairs * 13 > source.size:
         reader.fail(f"claims {n_tensors} tensors and {n_pairs} settings, more than fit in it")
+    if n_tensors > _MOST_TENSORS:
+        reader.fail(f"claims {n_tensors} tensors, more than any model has", fix=_MADE)
     metadata: dict[str, Any] = {}
     for _ in range(n_pairs):
         key = reader.text()
@@ -69,12 +75,15 @@ class _HeaderReader:
     def __init__(self, source: ByteSource) -> None:
         self._source, self.position = source, 0
         self._chunk, self._chunk_start = b"", 0
+        self._entries = 0  # of all lists so far
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
         end = self.position + count
         if end > self._source.size:
             self.fail("ends within its header", fix="it is cut off: download it again")
+        if end > _MOST_BYTES:
+            self.fail(f"has a header of more than {_MOST_BYTES >> 20} MB, and no model has", fix=_MADE)
         if end > self._chunk_start + len(self._chunk):
             self._chunk_start = self.position
             size = min(max(count, _CHUNK), self._source.size - self.position)
@@ -105,6 +114,11 @@ class _HeaderReader:
         if kind != _ARRAY or depth > 4:
             self.fail(f"has metadata of the unknown type {kind}")
         inner, count = self.number("I"), self.number("Q")
+        if count > self._source.size:
+            self.fail(f"claims a list of {count} entries, more than fit in it")
+        self._entries += count
+        if self._entries > _MOST_ENTRIES:
+            self.fail(f"has lists of more than {_MOST_ENTRIES} entries, and no model has", fix=_MADE)
         if inner in _SCALARS:
             code = _SCALARS[inner]
             return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(f"<{code}"))))

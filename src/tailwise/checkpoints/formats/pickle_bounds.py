@@ -8,6 +8,7 @@ hold is far below every bound here.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_unfolding
+from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_one_directory, check_unfolding
 from tailwise.core.errors import UnreadableError
 
 #: Of the pickle in a zip archive, unfolded: a hundred thousand tensors take some twenty megabytes.
@@ -60,13 +61,20 @@ _ONE, _NUMBER = _Thing(), _Thing("a number")
 
 def check_file(path: Path, where: str, *, is_zip: bool) -> None:
     """`UnreadableError` unless the pickles of a file of `torch.save` stay within bounds."""
+    with path.open("rb") as file:
+        check_stream(file, where, is_zip=is_zip)
+
+
+def check_stream(file: IO[bytes], where: str, *, is_zip: bool) -> None:
+    """As `check_file`, of an open file."""
     try:
         if is_zip:
-            _check_archive(path, where)
+            _check_archive(file, where)
         else:
-            with path.open("rb") as file:
-                for _ in range(_OLD_PICKLES):
-                    _Bounds(where).go_through(_Within(file, path.stat().st_size, where))
+            size = file.seek(0, 2)
+            file.seek(0)
+            for _ in range(_OLD_PICKLES):
+                _Bounds(where).go_through(_Within(file, size, where))
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
@@ -97,18 +105,34 @@ def stored_as_is(path: Path) -> bool:
         return True  # whoever opens it says what is wrong
 
 
-def _check_archive(path: Path, where: str) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _check_archive(file: IO[bytes], where: str) -> None:
+    check_one_directory(file, where)
+    with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
-        names = [part.filename for part in parts]
+        names = [part.filename.lower() for part in parts]  # torch finds them whatever their case
         if len(set(names)) != len(names):
             _refuse("holds two parts of one name", where)
         check_unfolding(parts, where)
-        for part in (part for part in parts if part.filename.rpartition("/")[2].endswith(".pkl")):
+        for part, name in zip(parts, names, strict=True):
+            if not name.endswith(".pkl"):
+                continue
             if part.file_size > _MOST_BYTES:
                 _refuse(f"its {part.filename[:100]} has {part.file_size} bytes, and tensors are not kept there", where)
-            with archive.open(part) as file:
-                _Bounds(where).go_through(_Within(file, part.file_size))
+            with archive.open(part) as opened:
+                _Bounds(where).go_through(_Within(opened, part.file_size))
+    data = _as_torch_finds_it(file)
+    if data is not None:
+        _Bounds(where).go_through(_Within(io.BytesIO(data), len(data)))
+
+
+def _as_torch_finds_it(file: IO[bytes]) -> bytes | None:
+    """The pickle of an archive by torch's own reader of archives, which is what will load it; None without one."""
+    import torch
+
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)
+    found: bytes | None = reader.get_record("data.pkl") if "data.pkl" in reader.get_all_records() else None
+    return found
 
 
 class _Within:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tailwise.checkpoints.bytesource import LocalFolder
+from tailwise.checkpoints.copied_settings import copy_beside, links_elsewhere
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UnreadableError
 
@@ -19,7 +24,8 @@ def unpacked(file: Path, folder: Path) -> dict[str, str]:
     from tailwise.models.evaluation.loading import load_model
     from tailwise.models.evaluation.quiet import quiet
 
-    loaded = load_model(str(file), dtype="float32")
+    with _without_links(file) as alone:
+        loaded = load_model(str(alone), dtype="float32")
     with open_checkpoint(file) as checkpoint:
         places = gguf_places(loaded.module, checkpoint)
         kinds = {spec.dtype for spec in checkpoint.tensors.values() if len(spec.shape) > 1}
@@ -35,6 +41,20 @@ def unpacked(file: Path, folder: Path) -> dict[str, str]:
             if loaded.tokenizer is not None:
                 loaded.tokenizer.save_pretrained(folder)
     return places
+
+
+@contextmanager
+def _without_links(file: Path) -> Iterator[Path]:
+    """The file without what links beside it lead to elsewhere: tokenizer and settings are about to be written."""
+    if not links_elsewhere(file.parent):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as made:
+        for _ in copy_beside(LocalFolder(file.parent), Path(made)):
+            pass
+        alone = Path(made) / file.name
+        alone.symlink_to(file.resolve())
+        yield alone
 
 
 def _plain(model: Any) -> Any:

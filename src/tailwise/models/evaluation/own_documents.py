@@ -46,11 +46,12 @@ _LONGEST_NAME = 4096
 #: By which an image processor of transformers opens a file, or asks the Hub for one, of another repository.
 _OTHERS_SETTINGS = ("repo_path", "class_info_file")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-#: Weights as pickles, and what safetensors in their place are called.
+#: Weights as pickles, and the files that libraries take before they look for those.
 _PICKLES = (
-    (re.compile(r"pytorch_model.*\.bin"), "model"),
-    (re.compile(r"adapter_model.*\.bin"), "adapter_model"),
+    (re.compile(r"pytorch_model.*\.bin"), ("model.safetensors", "model.safetensors.index.json")),
+    (re.compile(r"adapter_model.*\.bin"), ("adapter_model.safetensors",)),
 )
+_INDEX = ".index.json"
 _FIX = "take the file from where the model came from"
 
 
@@ -232,17 +233,17 @@ def _is_device(name: str) -> bool:
 def check_pickles(folder: Folder) -> None:
     """`UnreadableError` where a pickle that transformers or peft would load unfolds without measure.
 
-    They read safetensors where there are any.
+    They take for one whatever an index or the config names that does not end in `.safetensors`.
     """
     names = folder.names()
+    pickles = {name for index in names if index.endswith(_INDEX) for name in _indexed(folder, index)}
     for pattern, better in _PICKLES:
-        if any(name.startswith(better) and name.endswith(".safetensors") for name in names):
-            continue
-        indexed = _indexed(folder, pattern.pattern.partition(".")[0] + ".bin.index.json")
-        for name in sorted({name for name in names if pattern.fullmatch(name)} | indexed):
-            with closing(folder.source(name)) as source:
-                is_zip = source.head.startswith(b"PK\3\4")
-                check_file(source.local_path(), source.name, is_zip=is_zip)
+        if not names & set(better):
+            pickles |= {name for name in names if pattern.fullmatch(name)}
+    for name in sorted(name for name in pickles if not name.endswith(".safetensors")):
+        with closing(folder.source(name)) as source:
+            is_zip = source.head.startswith(b"PK\3\4")
+            check_file(source.local_path(), source.name, is_zip=is_zip)
 
 
 def _indexed(folder: Folder, index: str) -> set[str]:
