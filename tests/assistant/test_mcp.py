@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from tailwise.app.assistant.functions.function import FUNCTIONS
@@ -203,6 +204,7 @@ def writable(tmp_path):
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    torch.save({"up.weight": torch.randn(64, 64)}, tmp_path / "in" / "pickled.pt")
     return tmp_path / "in"
 
 
@@ -227,6 +229,7 @@ def test_with_leave_it_writes_below_the_root_and_replaces_nothing(writable):
         ("run_audit", {"model": str(writable.parent / "out" / "net"), "name": "c"}),
         ("run_audit", {"model": "some-org/some-model", "name": "d"}),
         ("run_audit", {"model": "net", "name": "../e"}),
+        ("run_audit", {"model": "pickled.pt", "name": "f"}),
         ("make_plan", {"kind": "prune", "amount": 0.5, "name": "half", "audit": "net"}),
         ("make_plan", {"kind": "prune", "amount": 0.5, "name": "half", "audit": "net"}),
         ("make_plan", {"kind": "quantize", "amount": 4.25, "name": "bits", "audit": "net", "allocator": "uniform"}),
@@ -242,11 +245,12 @@ def test_with_leave_it_writes_below_the_root_and_replaces_nothing(writable):
     tools, results = asyncio.run(session())
     assert not tools["run_audit"].annotations.read_only_hint
     good = [not result.is_error for result in results]
-    assert good == [True, *[False] * 6, True, False, True, False, False], [item.structured_content for item in results]
+    assert good == [True, *[False] * 7, True, False, True, False, False], [item.structured_content for item in results]
     assert results[0].structured_content["matrices"] == 3
     assert "exists" in results[1].structured_content["error"]
+    assert "is a pickle" in results[7].structured_content["error"]
     assert "not below a folder" in results[2].structured_content["error"]
-    written = {path.name for path in writable.iterdir()} - {"net", "link"}
+    written = {path.name for path in writable.iterdir()} - {"net", "link", "pickled.pt"}
     assert written == {"net.audit", "half.json", "bits.json"}
     assert not [
         path

@@ -49,6 +49,46 @@ def endless():
     served.server_close()
 
 
+@pytest.fixture
+def dripping():
+    """Serves a byte at a time, and never says that it is done."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(206)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not done.wait(0.02):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+
+    done = threading.Event()
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.daemon_threads = True
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}/model.safetensors"
+    done.set()
+    served.shutdown()
+    served.server_close()
+
+
+def test_an_answer_that_drips_is_one_error(dripping, monkeypatch):
+    monkeypatch.setattr(web_answers, "_PATIENCE", 0.3)
+    with pytest.raises(UnreadableError, match=r"its server sent \d+ bytes in"):
+        tw.audit(dripping)
+
+
 @pytest.mark.parametrize("path", ["/model.safetensors", "/model.gguf", "/folder/", "/adapter/"])
 def test_a_range_or_a_page_without_end_is_one_error(endless, monkeypatch, path):
     monkeypatch.setattr(web_answers, "_MOST_PAGE", 1 << 20)

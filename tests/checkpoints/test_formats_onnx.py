@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+
 import fsspec
 import numpy as np
 import pytest
 import torch
 
 import tailwise as tw
+from tailwise.checkpoints.formats import onnx_graph
 from tailwise.checkpoints.matrices import group
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
@@ -382,3 +385,18 @@ def test_one_name_for_many_constants_takes_no_square_of_time(tmp_path):
     for _ in range(20_000):  # by the square: two hundred million steps
         walk.add("", None, "")
     assert len(dict(names_of(walk.found))) == 20_000
+
+
+def test_inner_graphs_see_outer_names_without_a_copy_of_all_of_them():
+    class NeverGoneThrough(ChainMap):
+        def __iter__(self):
+            raise AssertionError("a hundred thousand inner graphs times a hundred thousand names have no end")
+
+    inner = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["z"])], "inner", [], [])
+    outer = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=inner, name="branch")], "g", [], [],
+        [numpy_helper.from_array(W, "w")],
+    )  # fmt: skip
+    walk = onnx_graph._Walk()
+    walk.graph(outer, NeverGoneThrough(), "")
+    assert walk.found["w"].kind == "MatMul"

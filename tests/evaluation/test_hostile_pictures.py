@@ -76,10 +76,9 @@ def test_more_pictures_than_memory_holds_are_said_before_one_is_read(tmp_path, m
 def test_what_a_processor_would_make_too_large_is_refused(kind, said):
     transformers = pytest.importorskip("transformers")
     processor = getattr(transformers, kind)
-    picture = [Image.new("RGB", (64, 48))]
-    check_processor(processor(), picture, "m")
+    check_processor(processor(), [(64, 48)], "m")
     with pytest.raises(UnreadableError, match=r"preprocessor (asks for|cuts a picture)"):
-        check_processor(processor(**said), picture, "m")
+        check_processor(processor(**said), [(64, 48)], "m")
 
 
 def test_every_processor_of_transformers_may_do_what_it_does():
@@ -91,13 +90,13 @@ def test_every_processor_of_transformers_may_do_what_it_does():
             ready = getattr(transformers, name)()
         except (ImportError, TypeError, ValueError, AttributeError):  # some want a library or an argument
             continue
-        check_processor(ready, [Image.new("RGB", (640, 480))], name)
+        check_processor(ready, [(640, 480)], name)
 
 
 def test_a_line_is_no_picture_for_a_processor():
     transformers = pytest.importorskip("transformers")
     with pytest.raises(UnreadableError, match="too many pixels"):
-        check_processor(transformers.CLIPImageProcessor(), [Image.new("RGB", (60_000, 1))], "m")
+        check_processor(transformers.CLIPImageProcessor(), [(60_000, 1)], "m")
 
 
 def test_links_out_of_a_folder_of_pictures_are_not_followed(tmp_path):
@@ -117,3 +116,19 @@ def test_arrays_of_pictures_do_not_unfold_without_bounds(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 32, 32), np.uint8), labels=np.zeros(1000, int))
     with pytest.raises(UnreadableError, match="would unfold"):
         images_of(str(tmp_path / "a.npz"), str(tmp_path), SimpleNamespace(image_size=8, num_channels=3, num_labels=2))
+
+
+def test_pictures_are_opened_one_at_a_time(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    opened = []
+    found = images._opened
+    monkeypatch.setattr(images, "_opened", lambda path: opened.append(path.name) or found(path))
+    pictures, _ = images.pictures_of(str(tmp_path), most=9)
+    assert list(pictures.sizes) == [(6, 8)] * 3
+    assert not opened
+    assert [picture.size for picture in pictures] == [(6, 8)] * 3
+    assert opened == ["a.png", "b.png", "c.png"]
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableError, match="could not be read as an image"):
+        list(pictures.sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from tailwise.cli.shared_options import comma_list
 from tailwise.cli.store_options import Store
-from tailwise.core.errors import UsageError
+from tailwise.core.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from tailwise.app.assistant.writing import PlanOrder, Verbs
@@ -51,9 +52,11 @@ def mcp(
     """
     from tailwise.app.assistant.mcp_server import require_mcp, serve_stdio, server_of
     from tailwise.app.workspace.workspace import Workspace
+    from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
 
     require_mcp()
     workspace = Workspace(roots or ["."], store=store)
+    os.environ[NO_PICKLE] = "1"  # models that agents name are read, as those of the app
     if allow_write and not workspace.roots[0].is_dir():
         raise UsageError("there is no folder to write into", where=workspace.roots[0], fix="give a folder first")
     server = server_of(workspace, _verbs() if allow_write else None)
@@ -75,9 +78,18 @@ def _verbs() -> Verbs:
 
 
 def _audit(model: Path, randomize: bool) -> Audit:
-    from tailwise.audits.run import audit
+    """By a process of its own, as the app has it: a model that fills the memory does not take the server with it."""
+    from tailwise.app.jobs.job import Job
+    from tailwise.app.jobs.process import JobProcess
+    from tailwise.audits.audit import Audit
 
-    return audit(model, randomize=int(randomize))
+    with tempfile.TemporaryDirectory() as made:
+        target = Path(made) / "made.audit"
+        running = JobProcess(Job("mcp", str(model), str(target), {"randomize": randomize}), None)
+        _, said = running.follow(lambda _step: None)
+        if not target.is_file():
+            raise UnreadableError(said.removeprefix("tailwise: ")[-1000:] or "could not be audited", where=model)
+        return Audit.load(target)
 
 
 def _plan(audit: Audit, order: PlanOrder) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import aiohttp
 
@@ -10,6 +11,9 @@ from tailwise.core.errors import UnreadableError
 
 #: Bytes of a file that is read whole (a plan, an audit), and of a page that lists a folder.
 _MOST, _MOST_PAGE = 1 << 30, 16 << 20
+#: Seconds after which an answer must have come at this pace, in bytes a second: one that drips has no end.
+_PATIENCE, _SLOWEST = 30.0, 1000.0
+_DOWNLOAD = "download it and open the copy"
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
@@ -20,8 +24,15 @@ class BoundedAnswer(aiohttp.ClientResponse):
         """The body. Raises `UnreadableError` where there is more of it than there may be."""
         if self._body is None:
             most, body = self._most(), bytearray()
+            began = time.monotonic()
             async for part in self.content.iter_chunked(1 << 20):
                 body += part
+                took = time.monotonic() - began
+                if took > _PATIENCE and len(body) < _SLOWEST * took:
+                    self.close()
+                    raise UnreadableError(
+                        f"its server sent {len(body)} bytes in {took:.0f} s", where=str(self.url)[:200], fix=_DOWNLOAD
+                    )
                 if len(body) > most:
                     self.close()
                     raise self._too_much(most, len(body))
@@ -29,7 +40,7 @@ class BoundedAnswer(aiohttp.ClientResponse):
         return await super().read()
 
     def _too_much(self, most: int, came: int) -> UnreadableError:
-        where, fix = str(self.url)[:200], "download it and open the copy"
+        where, fix = str(self.url)[:200], _DOWNLOAD
         if "Range" not in self.request_info.headers:
             return UnreadableError(f"its server sends more than the {most} bytes that are taken", where=where, fix=fix)
         said = f"{most} bytes were asked for and {came} came already"

@@ -6,6 +6,7 @@ Nothing is computed and no operator is built: nodes are looked at for the consta
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,13 +56,17 @@ class _Value:
     transposed: bool = False
 
 
+#: Name → value, of a graph and those around it.
+_Scope = ChainMap[str, _Value]
+
+
 @dataclass
 class _Walk:
     found: dict[str, Constant] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)  # name → how many constants have it
 
-    def graph(self, graph: Any, outer: Mapping[str, _Value], path: str) -> None:
-        scope = dict(outer)
+    def graph(self, graph: Any, outer: _Scope, path: str) -> None:
+        scope = outer.new_child()  # a copy for each of a hundred thousand inner graphs would have no end
         for proto in graph.initializer:
             scope[proto.name] = _Value(self.add(proto.name, proto, path))
         for node in graph.node:
@@ -80,7 +85,7 @@ class _Walk:
         self.found[unique] = Constant(unique, proto)
         return self.found[unique]
 
-    def node(self, node: Any, scope: dict[str, _Value], path: str) -> None:
+    def node(self, node: Any, scope: _Scope, path: str) -> None:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 # Small constants are shapes, axes and scalars.
@@ -96,7 +101,7 @@ class _Walk:
                 if graph.node:
                     self.graph(graph, scope, _path(text_of(node.name)) or f"{node.op_type}{number}")
 
-    def use(self, node: Any, inputs: list[_Value | None], scope: dict[str, _Value]) -> None:
+    def use(self, node: Any, inputs: list[_Value | None], scope: _Scope) -> None:
         if not node.output:  # it gives nothing to anybody
             return
         op, first = node.op_type, inputs[0]
@@ -131,7 +136,7 @@ def constants_of(model: Any) -> dict[str, Constant]:
     Scales and zeros of codes belong to these and are not listed beside them.
     """
     walk = _Walk()
-    walk.graph(model.graph, {}, "")
+    walk.graph(model.graph, ChainMap(), "")
     for constant in list(walk.found.values()):
         _scales_by_name(constant, walk.found)
     coded = [constant for constant in walk.found.values() if constant.scale is not None]

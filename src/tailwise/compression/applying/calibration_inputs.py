@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from tailwise.core.errors import UsageError
 from tailwise.core.optional import needed
+from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.images import images_of, is_classifier, pictures_of
 from tailwise.models.evaluation.loading import address_of
 from tailwise.models.evaluation.own_config import config_of
@@ -110,14 +111,28 @@ def image_inputs(model: str, given: Any, draw: Draw) -> tuple[Pictures, dict[str
             fix="put the preprocessor_config.json of its family beside its weights",
         ) from error
     pictures, settings = pictures_of(given, most=draw.samples, seed=draw.seed)
-    check_processor(ready, pictures, model)
+    check_processor(ready, pictures.sizes, model)
     try:
-        each = tuple(dict(ready(images=[picture.convert("RGB")], return_tensors="pt")) for picture in pictures)
+        each = tuple(_made_ready(ready, pictures, settings))
+    except UsageError:
+        raise
     except Exception as error:  # every processor fails in its own way
         raise UsageError(
             f"its processor could not take an image ({error})", where=settings, fix="give other images"
         ) from error
     return Pictures(each), {"images": settings, "image_count": len(each)}
+
+
+def _made_ready(ready: Any, pictures: Iterable[Any], where: str) -> Iterator[dict[str, Any]]:
+    """What the tower takes of each picture. `UsageError` where all of them do not fit into memory."""
+    taken, free = 0, free_memory()
+    for picture in pictures:
+        made = dict(ready(images=[picture.convert("RGB")], return_tensors="pt"))
+        taken += sum(getattr(value, "nbytes", 0) for value in made.values())
+        if free is not None and 2 * taken > free:
+            what = f"the pictures take more than {taken / 1e9:.1f} GB as the model sees them, which is too much here"
+            raise UsageError(what, where=where, fix="give fewer or smaller ones (--samples)")
+        yield made
 
 
 def check_inputs(host: Host, inputs: Mapping[str, torch.Tensor], model: str) -> None:

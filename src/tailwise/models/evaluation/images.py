@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -109,8 +109,27 @@ def images_of(source: Any, place: str, config: Any, *, most: int | None = None, 
     return Images(pixels, classes, _named(parts))
 
 
-def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], str]:
-    """`most` pictures at random of what `images_of` takes, as Pillow has them, and what they are called.
+class Drawn(Sequence[Any]):
+    """Pictures as Pillow has them, each opened when it is asked for: a hundred as they are take a machine's memory."""
+
+    def __init__(self, pictures: Sequence[Any], chosen: Sequence[int]) -> None:
+        self._pictures, self._chosen = pictures, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, place: Any) -> Any:
+        return _opened(self._pictures[self._chosen[place]])
+
+    @property
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """(width, height) of each; files are asked for no more than that."""
+        for index in self._chosen:
+            yield _size_of(self._pictures[index])
+
+
+def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[Drawn, str]:
+    """`most` pictures at random of what `images_of` takes, and what they are called.
 
     Nobody asks what they show: a folder is taken with all that lies in it.
     """
@@ -123,7 +142,7 @@ def pictures_of(source: Any, *, most: int, seed: int = 0) -> tuple[list[Any], st
         else:
             pictures += _listed(part, None)[0]
     _check_there(pictures, parts)
-    return [_opened(pictures[index]) for index in _drawn(len(pictures), most, seed)], _named(parts)
+    return Drawn(pictures, [int(index) for index in _drawn(len(pictures), most, seed)]), _named(parts)
 
 
 def _check_room(count: int, ready: Preparation, where: str) -> None:
@@ -276,6 +295,18 @@ def _opened(picture: Any) -> Any:
             opened.load()
             return opened.copy()
     except Exception as error:  # a damaged file has many errors
+        raise UnreadableError(f"could not be read as an image ({error})", where=picture) from error
+
+
+def _size_of(picture: Any) -> tuple[int, int]:
+    if not isinstance(picture, Path):
+        return _opened(picture).size  # type: ignore[no-any-return]
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as opened:
+            return opened.size
+    except Exception as error:  # as above
         raise UnreadableError(f"could not be read as an image ({error})", where=picture) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
 from tailwise.checkpoints.formats.pickle_bounds import check_file
+from tailwise.checkpoints.formats.torch_pickle import check_pickles_let_in
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
 from tailwise.checkpoints.inside import stays_within
 from tailwise.core.errors import UnreachableError, UnreadableError
@@ -241,6 +242,7 @@ def check_pickles(folder: Folder) -> None:
         if not names & set(better):
             pickles |= {name for name in names if pattern.fullmatch(name)}
     for name in sorted(name for name in pickles if not name.endswith(".safetensors")):
+        check_pickles_let_in(f"{folder.uri}/{name}", "give a model in safetensors or GGUF")
         with closing(folder.source(name)) as source:
             is_zip = source.head.startswith(b"PK\3\4")
             check_file(source.local_path(), source.name, is_zip=is_zip)

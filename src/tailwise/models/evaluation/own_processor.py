@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from tailwise.core.errors import UnreadableError
@@ -21,8 +21,8 @@ _COUNTS = re.compile(r"(patches|tiles|crops|splits?)$")
 _AREAS = ("size", "crop_size", "patch_size", "tile_size")
 
 
-def check_processor(ready: Any, pictures: Sequence[Any], where: str) -> None:
-    """`UnreadableError` where a processor of transformers would make more of a picture than any tower takes."""
+def check_processor(ready: Any, sizes: Iterable[tuple[int, int]], where: str) -> None:
+    """`UnreadableError` where transformers' processor would make more of such pictures than any tower takes."""
     settings, by_pixels = ready.to_dict(), _counts_pixels(type(ready))
     for key, value in items_of(settings):
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -42,7 +42,7 @@ def check_processor(ready: Any, pictures: Sequence[Any], where: str) -> None:
     _check_parts(settings, by_pixels, where)
     size = settings.get("size")
     side = size.get("shortest_edge") if isinstance(size, dict) and not by_pixels else None
-    for wide, high in (picture.size for picture in pictures):
+    for wide, high in sizes:
         if side and side**2 * max(wide, high) > _MOST_PIXELS * min(wide, high):
             raise UnreadableError(
                 f"a picture of {wide} × {high}, whose shorter side is to be {side}, has too many pixels",
