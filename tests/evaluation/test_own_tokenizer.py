@@ -119,3 +119,12 @@ def test_pieces_are_of_the_longest_text_and_twice_as_long_each_time(monkeypatch)
     assert [len(piece) for piece in pieces] == [64, 128, 256, 512, 1024, 2048, 4096]
     assert all(piece in long for piece in pieces)
     assert len({piece[0] for piece in pieces}) == 7
+
+
+def test_tokens_of_a_gguf_file_that_would_be_taken_apart_without_end_are_refused(tmp_path):
+    file = tmp_path / "x.gguf"
+    own_tokenizer.check_tokens(["a" * 200] * 1000, file)
+    own_tokenizer.check_tokens(None, file)
+    for tokens in (["a", "b" * 5000], ["a" * 2000] * 100):
+        with pytest.raises(UnreadableError, match=r"a piece of 5000 letters|far more and longer tokens"):
+            own_tokenizer.check_tokens(tokens, file)

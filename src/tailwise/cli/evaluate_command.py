@@ -62,7 +62,12 @@ def evaluate(
         ),
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with task files of your own.", rich_help_panel=_WHAT)
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with task files of your own; Python that they name is run.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="Also measure tokens per second.", rich_help_panel=_WHAT)

@@ -12,6 +12,7 @@ from tailwise.checkpoints.formats.gguf import config_of
 from tailwise.checkpoints.formats.gguf_header import read_gguf_header
 from tailwise.core.errors import UsageError
 from tailwise.models.evaluation.own_config import check_counts
+from tailwise.models.evaluation.own_tokenizer import check_tokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,13 +37,16 @@ def gguf_file_of(name: str | os.PathLike[str]) -> Path | None:
 def told(name: str | os.PathLike[str], own: str | None = None) -> dict[str, str]:
     """What `from_pretrained` is told of a GGUF file; nothing where there is none, or where the folder has `own`.
 
-    Raises `UnreadableError` where the file itself asks for absurdly many parts: transformers makes its config of that.
+    Raises `UnreadableError` where the file itself asks for absurdly many parts, of which transformers makes its config,
+    or has tokens so long that it would take them apart without end.
     """
     file = gguf_file_of(name)
     if file is None or (own is not None and (file.parent / own).is_file()):
         return {}
     with closing(LocalFile(file)) as source:
-        check_counts(config_of(read_gguf_header(source).metadata), str(file))
+        said = read_gguf_header(source).metadata
+    check_counts(config_of(said), str(file))
+    check_tokens(said.get("tokenizer.ggml.tokens"), file)
     return {"gguf_file": file.name}
 
 

@@ -25,6 +25,7 @@ from tailwise.models.evaluation.own_documents import (
 _MOST_GROWTH, _MOST_STEPS = 1000.0, 200
 _MOST_ADDED = 10_000  # tokens around a text
 _LONGEST_WORD = 1000  # letters; where a model says so, 100
+_MOST_SPLIT = 1 << 28  # squares of the lengths of all tokens: those of a million of fifteen letters
 _LONGEST_PIECE = 4096  # letters; the library keeps one node in another for each
 _NORMALIZERS = (3, 5)  # fields of a model of SentencePiece: before a text is cut, and after it is put together
 _SHORTEST_MAPPED = 2  # bytes of a letter that honest tables map to a longest text
@@ -144,6 +145,15 @@ def _check_model(said: Any, file: Path) -> None:
     longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
     if longest > _LONGEST_PIECE:
         raise _too_long(file, longest)
+
+
+def check_tokens(tokens: Any, file: Path) -> None:
+    """The same of the tokens of a GGUF file, which transformers takes apart at every place to find what they join."""
+    lengths = [len(one) for one in tokens if isinstance(one, str)] if isinstance(tokens, list) else []
+    if max(lengths, default=0) > _LONGEST_PIECE:
+        raise _too_long(file, max(lengths))
+    if sum(length * length for length in lengths) > _MOST_SPLIT:
+        raise UnreadableError("has far more and longer tokens than any vocabulary", where=file, fix=_FIX)
 
 
 def _too_long(file: Path, length: int) -> UnreadableError:
