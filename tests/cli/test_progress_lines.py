@@ -41,6 +41,18 @@ def test_a_line_says_how_much_of_what_and_how_long_still(time):
     assert told.line() == "100 % after 1:00 min: windows"
 
 
+def test_a_few_things_that_take_alike_long_tell_of_the_others():
+    now = [0.0]
+    told = NowAndThen(lambda: now[0], "loading")
+    now[0] = 60.0
+    told.count("windows", 1, 100)
+    assert "left" not in told.line()
+    for done in (2, 3, 4):
+        now[0] += 2.0
+        told.count("windows", done, 100)
+    assert told.line() == "  4 % after 1:06 min, about 3:12 min left: windows"
+
+
 def test_no_time_is_estimated_before_enough_is_done(time):
     told = NowAndThen(time, "loading tuned and base")
     time.now = 30.0

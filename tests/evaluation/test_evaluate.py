@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,33 @@ def test_a_base_may_be_scores_of_before(folder, story):
     base = evaluate(folder, text=story, options=SMALL)
     found = evaluate(folder, text=story, against=base, options=SMALL)
     assert found.perplexity.change == 0
+
+
+@pytest.mark.parametrize("against", ["nothing", "a model", "saved scores"])
+def test_an_interruption_keeps_the_windows_that_were_scored(folder, story, against):
+    options, done = EvaluateOptions(window=16, batch=2), []
+    base = {"nothing": None, "a model": folder, "saved scores": evaluate(folder, text=story, options=options)}[against]
+    whole = evaluate(folder, text=story, options=options)
+    assert len(whole.losses) > 20
+
+    def interrupting(_what: str, count: int, _total: int) -> None:
+        done.append(count)
+        if count >= 8:
+            signal.raise_signal(signal.SIGINT)
+
+    found = evaluate(folder, text=story, against=base, options=options, progress=interrupting)
+    scores = found if base is None else found.model
+    assert done[-1] == len(scores.losses) == 8
+    text_order = iter(whole.losses)
+    assert all(loss in text_order for loss in scores.losses)
+    assert scores.losses != whole.losses[:8]  # drawn at random, not the beginning of the text
+    assert any(
+        note.startswith(f"interrupted: 8 of {len(whole.losses)} windows") for note in (*found.notes, *scores.notes)
+    )
+    if base is not None:
+        assert found.base.losses == scores.losses
+        assert found.perplexity.verdict == "no difference seen"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_model_without_a_tokenizer_uses_that_of_the_base(folder, story, tmp_path):

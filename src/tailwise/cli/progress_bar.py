@@ -70,6 +70,7 @@ def shown(bar: Progress) -> Iterator[Progress]:
 
 #: Of all, what must be done before the time that is left is estimated: the first part also loads what the rest has.
 _ENOUGH = 0.1
+_EQUAL = 3  # things of one kind behind the first, which is not counted, that tell how long the others take
 
 
 class NowAndThen:
@@ -77,6 +78,8 @@ class NowAndThen:
 
     def __init__(self, read: Callable[[], float] = time.monotonic, starting: str = "starting") -> None:
         self._read, self._began, self._said = read, read(), (starting, 0.0)
+        self._counted: tuple[float, float] | None = None  # when the first of equal things was done, and its share
+        self._enough = _ENOUGH
 
     def __call__(self, what: str, share: float) -> None:
         """Take note of it; `share` is of all, from 0 to 1. Another thing that begins at 0 has a time of its own."""
@@ -84,11 +87,21 @@ class NowAndThen:
             self._began = self._read()
         self._said = (what, share)
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """The same of things that take alike long: a few tell how long all take, without what came before them."""
+        share = done / total if total else 1.0
+        self(what, share)
+        if self._counted is None or share <= self._counted[1]:
+            self._counted, self._enough = (self._read(), share), share + _EQUAL / max(total, 1)
+
     def line(self) -> str:
         """The line, of now."""
-        (what, share), spent = self._said, self._read() - self._began
-        left = f", about {clock_words(spent / share - spent)} left" if _ENOUGH <= share < 1 else ""
-        return f"{100 * share:3.0f} % after {clock_words(spent)}{left}: {what}"
+        (what, share), now = self._said, self._read()
+        since, of = self._counted or (self._began, 0.0)
+        left = ""
+        if self._enough <= share < 1:
+            left = f", about {clock_words((now - since) / (share - of) * (1 - share))} left"
+        return f"{100 * share:3.0f} % after {clock_words(now - self._began)}{left}: {what}"
 
 
 def clock_words(seconds: float) -> str:
@@ -146,7 +159,7 @@ def counted(label: Callable[[str], str] = str, starting: str = "starting") -> It
             if what not in bars:
                 bars[what] = bar.add_task(label(what), total=total, amount="")
             bar.update(bars[what], completed=done, amount=f"{done:,}/{total:,}")
-            line(f"{label(what)}, {done:,} of {total:,}", done / total if total else 1.0)
+            line.count(f"{label(what)}, {done:,} of {total:,}", done, total)
 
         yield show
 

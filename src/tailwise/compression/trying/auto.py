@@ -10,7 +10,6 @@ from typing import Any
 from tailwise.compression.operators.registered import direction_in_words
 from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.trying.clock import stopped_by_interrupts
 from tailwise.compression.trying.scored import (
     PlanScorer,
     Scored,
@@ -19,6 +18,7 @@ from tailwise.compression.trying.scored import (
     trials_in_words,
     verdict,
 )
+from tailwise.core.interrupts import ended_by_interrupts
 
 Way = tuple[str, Mapping[str, Any]]  # an allocator and its settings
 
@@ -96,7 +96,12 @@ def auto(search: Search) -> Plan:
     scorer.say(_allowed(search), 0.0)
     uniform = scorer.opened("uniform", search.uniform)
     scorer.judge([uniform])  # at once, so that the time of a judgement is known
-    with stopped_by_interrupts(scorer.clock, lambda: scorer.say(_STOPPED, 0.0)):
+
+    def end() -> None:
+        scorer.clock.stop()
+        scorer.say(_STOPPED, 0.0)
+
+    with ended_by_interrupts(end):
         tried, finalists = _searched(search, uniform)
         if scorer.clock.stopped:
             finalists = [uniform, min(finalists, key=lambda item: item.loss)]

@@ -1,21 +1,14 @@
-"""How long a search may take, how long it has taken, and its end where it is interrupted."""
+"""How long a search may take, and how long it has taken."""
 
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 from tailwise.core.errors import UsageError
-
-#: What ends a search early: Ctrl-C, and what schedulers send before they kill.
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -63,32 +56,3 @@ class Clock:
     def part(self, share: float) -> Clock:
         """A clock for a share of what is left, and never for nothing."""
         return Clock(max(self.left * share, 1e-6), self.read, self.ended)
-
-
-@contextmanager
-def stopped_by_interrupts(clock: Clock, tell: Callable[[], None]) -> Iterator[None]:
-    """Within, the first interruption stops the clock and calls `tell`; a second one does what it always did.
-
-    Only where signals come, in the main thread, and where nobody else has a handler for them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = {number: signal.getsignal(number) for number in _ENDING}
-    ours = [number for number in _ENDING if usual[number] in (signal.default_int_handler, signal.SIG_DFL)]
-
-    def give_back() -> None:
-        for number in ours:
-            signal.signal(number, usual[number])
-
-    def ending(_number: int, _frame: FrameType | None) -> Any:
-        give_back()
-        clock.stop()
-        tell()
-
-    for number in ours:
-        signal.signal(number, ending)
-    try:
-        yield
-    finally:
-        give_back()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tailwise.models.evaluation.intervals import mean_interval
 from tailwise.models.evaluation.losses import Progress, batch_for, device_of, logits_of, scoring, token_losses
 from tailwise.models.evaluation.scores import DIVERGENCE_QUANTILES, PROBABILITY_QUANTILES, Divergence, Interval
+from tailwise.models.evaluation.turn import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ _CHUNK = 1 << 23
 def paired_losses(
     model: torch.nn.Module,
     base: torch.nn.Module,
-    windows: torch.Tensor,
+    windows: torch.Tensor | Turn,
     *,
     batch: int | None = None,
     progress: Progress | None = None,
@@ -33,10 +34,13 @@ def paired_losses(
     """Mean losses of every window of the model and of the base, (n,) nats a token, and what lies between the two.
 
     Each window, (length,) token ids, goes through both models at once, so nothing is kept of a token but four numbers.
-    The losses are those of `window_losses`.
+    The losses are those of `window_losses`. Of a turn that ends early, all is of the windows that were scored, in the
+    order of the text.
     """
     import torch
 
+    turn = windows if isinstance(windows, Turn) else None
+    windows = windows.shuffled if isinstance(windows, Turn) else windows
     parts: list[torch.Tensor] = []
     done, size = 0, batch or 1
     with scoring(model), scoring(base), torch.inference_mode():
@@ -48,7 +52,10 @@ def paired_losses(
             done += len(ids)
             if progress is not None:
                 progress(done, len(windows))
+            if turn is not None and turn.ended.is_set():
+                break
     tokens = torch.cat(parts)  # (n, length − 1, 5)
+    tokens = tokens if turn is None else turn.in_order(tokens)
     after, before = (tokens[..., column].double().mean(dim=1).numpy() for column in (0, 1))
     return after, before, _summary(tokens[..., 2:].double().numpy(), seed)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tailwise.core.bars import Told, listener
 from tailwise.core.errors import TailwiseError, UsageError
+from tailwise.core.interrupts import ended_by_interrupts
 from tailwise.core.storage import free_memory
 from tailwise.core.validation import check_fields, check_least, checked
 from tailwise.models.evaluation.adapters import base_of, is_adapter
@@ -37,6 +38,7 @@ from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
 from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of
+from tailwise.models.evaluation.turn import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +119,9 @@ def evaluate(
     `tokens_of` takes. `against` is another model, which then sees the very same windows and documents, or `Scores`
     that were saved. A model without a tokenizer of its own uses the base's. `progress` is called with what is done,
     how much of it, and how much in all; True shows a bar, as notebooks and interactive shells do by default.
+
+    An interruption while windows are scored ends that early: the scores are of those that were, which were drawn at
+    random. A second one raises `KeyboardInterrupt`.
     """
     with listener(progress, "evaluate", _of_three) as told:
         return _evaluated((model, against), text, tokenizer, options or EvaluateOptions(), told)
@@ -142,12 +147,17 @@ def _evaluated(
     if against is None:
         return _scores(model, ours, material, wanted, progress)
     if isinstance(against, Scores):
-        return compare_scores(_scores(model, ours, material, wanted, progress), against, seed=wanted.seed)
+        found = _scores(model, ours, material, wanted, progress)
+        base = against if windows is None else _of_the_same(against, found, windows, wanted)
+        return compare_scores(found, base, seed=wanted.seed)
     pair = (model, ours), (against, ours if theirs is None else theirs)
     short = None if windows is None else _lacks_room(model, against)
     if windows is not None and short is None:
         return _side_by_side(pair, material, wanted, progress)
-    found, base = (_scores(*one, material, wanted, progress) for one in pair)
+    found = _scores(*pair[0], material, wanted, progress)
+    if windows is not None:
+        material = (tokens, Turn(windows, wanted.seed).first(len(found.losses)))
+    base = _scores(*pair[1], material, wanted, progress)
     compared = compare_scores(found, base, seed=wanted.seed)
     return compared if short is None else replace(compared, notes=(*compared.notes, short))
 
@@ -201,14 +211,28 @@ def _side_by_side(
             _check_fits(loaded, windows, options)
         what = f"{Path(ours.name).name} and {Path(theirs.name).name}"
         show = None if progress is None else lambda done, total: progress(what, done, total)
-        after, before, divergence = paired_losses(
-            ours.module, theirs.module, windows, batch=options.batch, progress=show, seed=options.seed
-        )
+        turn = Turn(windows, options.seed)
+        with ended_by_interrupts(turn.end):
+            after, before, divergence = paired_losses(
+                ours.module, theirs.module, turn, batch=options.batch, progress=show, seed=options.seed
+            )
+        windows = turn.first(len(after))
         found, base = (
             _finished(_with_losses(_named(one, tokens, options), losses, windows, options), one, windows, options)
             for one, losses in ((ours, after), (theirs, before))
         )
-    return replace(compare_scores(found, base, seed=options.seed), divergence=divergence)
+    compared = compare_scores(found, base, seed=options.seed)
+    return replace(compared, divergence=divergence, notes=(*turn.notes(len(after)), *compared.notes))
+
+
+def _of_the_same(base: Scores, found: Scores, windows: torch.Tensor, options: EvaluateOptions) -> Scores:
+    """The saved scores of the windows that were scored, where an interruption left some out."""
+    if len(found.losses) == len(windows) or base.digest != digest_of(windows):
+        return base
+    turn = Turn(windows, options.seed)
+    places = np.sort(turn.order[: len(found.losses)])
+    losses = np.array([math.nan if base.losses[place] is None else base.losses[place] for place in places], float)
+    return _with_losses(base, losses, turn.first(len(places)), options)
 
 
 def _tokenizers(model: Any, against: Any, given: Any, base: str | None = None) -> tuple[Any, Any]:
@@ -262,8 +286,12 @@ def _scores(
         if windows is not None:
             _check_fits(loaded, windows, options)
             show = None if progress is None else lambda done, total: progress(loaded.name, done, total)
-            losses = window_losses(loaded.module, windows, batch=options.batch, progress=show)
+            turn = Turn(windows, options.seed)
+            with ended_by_interrupts(turn.end):
+                losses = window_losses(loaded.module, turn, batch=options.batch, progress=show)
+            windows = turn.first(len(losses))
             found = _with_losses(found, losses, windows, options)
+            found = replace(found, notes=(*turn.notes(len(losses)), *found.notes))
         return _finished(found, loaded, windows, options)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise.core.errors import UsageError
+from tailwise.models.evaluation.turn import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +27,24 @@ Progress = Callable[[int, int], None]  # windows done, windows in all
 
 
 def window_losses(
-    model: torch.nn.Module, windows: torch.Tensor, *, batch: int | None = None, progress: Progress | None = None
+    model: torch.nn.Module,
+    windows: torch.Tensor | Turn,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """Mean loss in nats a token of every window, (n,).
 
     `windows` is (n, length) of token ids, int64. The first token of a window is context and is not predicted; the
     other length − 1 are, each from those before it in its window. The log-softmax is in float32, whatever the
     model computes in. `batch` is the number of windows at once; by default as many as keep the logits small, but
-    never less than one: logits of length × vocabulary are the least that is held.
+    never less than one: logits of length × vocabulary are the least that is held. Of a turn that ends
+    early, losses are of the windows that were scored, in the order of the text.
     """
     import torch
+
+    turn = windows if isinstance(windows, Turn) else None
+    windows = windows.shuffled if isinstance(windows, Turn) else windows
 
     if windows.ndim != 2 or windows.shape[1] < 2 or len(windows) == 0:
         raise UsageError(f"windows are (n ≥ 1, length ≥ 2), not {tuple(windows.shape)}", fix="make them by windows_of")
@@ -51,7 +60,11 @@ def window_losses(
             done += len(part)
             if progress is not None:
                 progress(done, len(windows))
-    return np.asarray(torch.cat(losses).double().mean(dim=1).numpy())
+            if turn is not None and turn.ended.is_set():
+                break
+    found = torch.cat(losses)
+    found = found if turn is None else turn.in_order(found)
+    return np.asarray(found.double().mean(dim=1).numpy())
 
 
 @contextmanager

@@ -23,6 +23,7 @@ Interval = tuple[float, float]
 
 #: Windows below which intervals of correlated losses hold too seldom: see docs/finetune.md.
 ENOUGH = 100
+_LITTLE = math.log(1.01)
 BETTER, WORSE, NONE, UNKNOWN = "better", "worse", "no difference seen", "not measured"
 
 #: Quantiles of KL(base ‖ model) over tokens, and of the change of the next token's probability, that are kept.
@@ -336,7 +337,8 @@ def _in_one_sentence(found: ScoreComparison) -> str:
         return f"{who} against {base}, of what was measured: {counted}." if counted else ""
     size = _times(found.ratio, change)
     if change.verdict == WORSE:
-        return f"{who} is worse than {base} on this text{size}."
+        little = ", by less than one percent" if change.interval is not None and change.interval[1] < _LITTLE else ""
+        return f"{who} is worse than {base} on this text{little}{size}."
     if change.verdict == BETTER:
         return f"{who} is not hurt but better than {base} on this text{size}. Of other text this says nothing."
     if change.verdict == NONE:
