@@ -61,14 +61,16 @@ def magnitude(found: Comparison) -> str:
 
 
 def _of_those(found: Comparison, moved: int) -> str:
-    """` of the 21 of 211 matrices that changed (blocks 9 to 11)`; "" where all did."""
+    """` of the 21 of 211 matrices that changed (mlp_down, blocks 9 to 11)`; "" where all did."""
     if moved == len(found.layers):
         return ""
-    blocks = [layer.block for layer in found.layers if not layer.identical]
+    changed = [layer for layer in found.layers if not layer.identical]
+    blocks, roles = [layer.block for layer in changed], {layer.role for layer in changed}
     known = sorted({block for block in blocks if block is not None})
     run = None not in blocks and known == list(range(known[0], known[-1] + 1))
-    where = f" (block {known[0]})" if run and len(known) == 1 else f" (blocks {known[0]} to {known[-1]})" if run else ""
-    return f" of the {moved} of {len(found.layers)} matrices that changed{where}"
+    within = f"block {known[0]}" if run and len(known) == 1 else f"blocks {known[0]} to {known[-1]}" if run else ""
+    where = ", ".join([*(roles if len(roles) == 1 else ()), *([within] if within else ())])
+    return f" of the {moved} of {len(found.layers)} matrices that changed{f' ({where})' if where else ''}"
 
 
 def _stands(value: float) -> str:
