@@ -14,21 +14,37 @@ from tailwise.core.storage import get
 pytest.importorskip("aiohttp")
 
 
+class Quiet(http.server.BaseHTTPRequestHandler):
+    """Says that every file has five thousand bytes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5000")
+        self.end_headers()
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """The address of a server on loopback."""
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    served.daemon_threads = True
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+
+
 @pytest.fixture
 def endless():
     """Serves more bytes than anybody wants, in pieces whose number is not told before."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Handler(Quiet):
         sent = 0
-
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "5000")
-            self.end_headers()
 
         def do_GET(self):
             self.send_response(206 if self.headers.get("Range") else 200)
@@ -41,29 +57,15 @@ def endless():
                     self.wfile.write(piece)
                     Handler.sent += len(piece)
 
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.daemon_threads = True
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}", Handler
-    served.shutdown()
-    served.server_close()
+    with serving(Handler) as address:
+        yield address, Handler
 
 
 @pytest.fixture
 def dripping():
     """Serves a byte at a time, and never says that it is done."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "5000")
-            self.end_headers()
-
+    class Handler(Quiet):
         def do_GET(self):
             self.send_response(206)
             self.send_header("Content-Length", "5000")
@@ -74,13 +76,9 @@ def dripping():
                     self.wfile.flush()
 
     done = threading.Event()
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.daemon_threads = True
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}/model.safetensors"
-    done.set()
-    served.shutdown()
-    served.server_close()
+    with serving(Handler) as address:
+        yield f"{address}/model.safetensors"
+        done.set()
 
 
 def test_an_answer_that_drips_is_one_error(dripping, monkeypatch):
