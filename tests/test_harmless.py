@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 import tailwise as tw
 import tailwise.core.harmless as bounds
 from tailwise.audits.precision.study_files import to_csv as precision_csv
+from tailwise.audits.prepare import Selection
 from tailwise.cli.main import app
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.harmless import cell, listed, pattern_from_file, visible
+from tailwise.core.layer_patterns import is_found
 from tailwise.core.optional import missing
 from tailwise.judging.gates.expectation import Expectation
 from tailwise.judging.gates.expectation_text import to_model_card
@@ -191,12 +193,19 @@ def test_patterns_that_models_carry_are_used_with_long_names_too(text):
     assert pattern_from_file(r".*\.layers\.\d+\..*_proj$").search("wrapped." * 400 + "layers.3.mlp.up_proj")
 
 
-def test_a_gate_ends_with_a_name_of_any_length(audit, monkeypatch):
+@pytest.mark.parametrize("made", [lambda text: Expectation("metric", "alpha", layers=text), Selection])
+def test_what_takes_layers_by_a_pattern_ends_with_a_name_of_any_length(made, monkeypatch):
     monkeypatch.setattr(bounds, "_LONGEST_SEARCH", 0.05)
-    expected = Expectation("metric", "alpha", layers="a.*a.*a.*a.*[bd]")
+    expected = made("a.*a.*a.*a.*[bd]")
     assert expected.takes("a.attn.ab.attn.bad", "")
     with pytest.raises(UsageError, match="fewer repeats"):
         expected.takes("a" * 4000, "")
+
+
+def test_a_pattern_that_someone_typed_is_pythons_own():
+    assert Selection(r"(\w+\.)+up_proj$").takes("layers.0.up_proj", "mlp_up")
+    assert is_found("(a?){30}b", "ab")
+    assert not is_found("(a?){30}b", "")
 
 
 def test_a_gate_says_names_as_text_of_one_line():

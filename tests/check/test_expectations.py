@@ -109,6 +109,7 @@ def test_tables():
         ("[[expect]]\nmetric='alpha'\nmin=2\nallow=1.5", "share of layers"),
         ("[[expect]]\ndelta='alpha'\nmax_abs=2\nmin=1", "max_abs stands alone"),
         ("[[expect]]\nfinding='warn'", "did you mean warning"),
+        ("[[expect]]\nfinding='none'\nmute=['TW101:(a+)+$']", "may run without end"),
         ("[[expect]]\nsummary='mean_alfa'\nmin=2", "did you mean mean_alpha"),
         ("[[expect]]\nstructure='equal'", "named 'equal'"),
         ("baseline = 3\nexpect = ['alpha > 1']", "baseline is no path"),

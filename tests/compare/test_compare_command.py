@@ -43,6 +43,19 @@ def test_a_model_is_audited_with_the_recipe_of_the_audit(call, here):
     assert not any("recipes differ" in note for note in document["notes"])
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(("])
+def test_no_model_is_audited_by_an_endless_pattern_that_an_audit_holds(call, here, pattern):
+    audit = tw.Audit.load("a.audit")
+    selection = {**audit.provenance.selection, "layers": pattern}
+    layers = {layer.row.name: layer for layer in audit}
+    provenance = dataclasses.replace(audit.provenance, selection=selection)
+    tw.Audit(audit.rows, layers, provenance).save(here / "e.audit")
+    code, _, err = call("compare", "e.audit", "b.safetensors")
+    assert code == 2
+    assert "--layers of fewer repeats" in " ".join(err.split())
+    assert call("compare", "e.audit", "b.audit")[0] == 0
+
+
 def test_weights_and_files(call, here):
     outputs = [part for suffix in ("audit", "md", "csv", "json") for part in ("-o", f"d.{suffix}")]
     code, out, _ = call("compare", "a.safetensors", "b.audit", "--weights", "--directions", 4, *outputs)

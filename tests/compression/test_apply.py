@@ -321,6 +321,13 @@ def test_an_edited_note_of_what_was_audited_is_told(llama, plans, tmp_path):
         apply(plan, llama, tmp_path / "out")
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(("])
+def test_an_endless_pattern_of_what_was_audited_is_told(llama, plans, tmp_path, pattern):
+    plan = plans["magnitude"].replace(settings={"audited": {"layers": pattern}})
+    with pytest.raises(UsageError, match=r"(?s)pattern.*fewer repeats"):
+        apply(plan, llama, tmp_path / "out")
+
+
 def test_a_plan_for_another_model_is_an_error_even_with_force(plans, tmp_path):
     other = saved("gpt2", tmp_path / "gpt2")
     with pytest.raises(UsageError, match="there is no tensor"):

@@ -11,6 +11,7 @@ from tailwise.checkpoints.matrices import MatrixSource, Unmeasured, group
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core import validation
 from tailwise.core.errors import UsageError, unknown_name
+from tailwise.core.layer_patterns import is_found
 from tailwise.core.recipe import Recipe, RunOptions
 from tailwise.core.shown import Brief, Shown
 from tailwise.spectrum.metrics.facts import completed, selected
@@ -40,7 +41,7 @@ class Selection:
 
     def takes(self, name: str, role: str) -> bool:
         """Whether a matrix of that name and role is selected."""
-        return (not self.layers or re.search(self.layers, name) is not None) and (not self.roles or role in self.roles)
+        return (not self.layers or is_found(self.layers, name)) and (not self.roles or role in self.roles)
 
 
 @dataclass(frozen=True, repr=False)

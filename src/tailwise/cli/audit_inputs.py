@@ -25,7 +25,7 @@ def read_all(models: list[str], *, randomize: bool, device: str, workers: int | 
 
     saved = {model: Audit.load(model) for model in models if is_audit(model)}
     like = next(iter(saved.values()), None)
-    settings = _settings_of(like) | {"device": device, "workers": workers}
+    settings = _settings_of(like if len(saved) < len(set(models)) else None) | {"device": device, "workers": workers}
     if randomize:
         settings["randomize"] = settings.get("randomize") or 1
     adapters = {model for model in models if model not in saved and is_adapter(model)}
@@ -64,11 +64,14 @@ def _settings_of(audit: Audit | None) -> dict[str, Any]:
         return {}
     from dataclasses import fields
 
+    from tailwise.core.layer_patterns import check_pattern_of_file
     from tailwise.core.recipe import Recipe
 
     provenance, known = audit.provenance, {item.name for item in fields(Recipe)}
     settings = {key: value for key, value in provenance.recipe.items() if key in known}
     settings["metrics"] = tuple(settings.get("metrics", ()))
+    fix = "audit it again with --layers of fewer repeats, none within another"
+    check_pattern_of_file(provenance.selection.get("layers"), audit.model, fix)
     selection = {"layers": provenance.selection.get("layers"), "roles": tuple(provenance.selection.get("roles") or ())}
     return settings | selection
 

@@ -21,6 +21,7 @@ from tailwise.compression.plans.decision import Decision
 from tailwise.compression.plans.plan import Plan
 from tailwise.compression.treating.treated import matrix_sizes
 from tailwise.core.errors import AS_NUMBERS, UsageError
+from tailwise.core.layer_patterns import check_pattern_of_file
 from tailwise.core.recipe import ConvMode, Recipe, RunOptions
 
 _MODES: tuple[ConvMode, ...] = ("flatten", "slices", "pooled")
@@ -52,6 +53,8 @@ def has_fingerprint(checkpoint: Checkpoint, wanted: str, audited: Mapping[str, A
     """
     cache, part = Cache.of(RunOptions()), audited or {}
     left, least = set(part.get("not_measured", ())), part.get("min_evals", Recipe().min_evals)
+    fix = "audit a part by a pattern of fewer repeats, and plan again, or apply it all the same with --force"
+    check_pattern_of_file(part.get("layers"), checkpoint.uri, fix)
     selection = Selection(part.get("layers"), tuple(part.get("roles", ())))
     for mode in _MODES:
         matrices = prepare(checkpoint, Recipe(conv=mode, min_evals=least), selection=selection).sources

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.core.kept import kept_property
+from tailwise.core.layer_patterns import is_found
 from tailwise.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class Case:
         earlier = None if before is None else {row.name: row for row in before.rows}
         return Case(tuple(audit.rows), spectra, limits, past, draws, tied, earlier, atlas)
 
-    def without(self, pattern: re.Pattern[str]) -> Case:
-        """The case without the layers whose name matches."""
-        rows = tuple(row for row in self.rows if not pattern.search(row.name))
+    def without(self, pattern: str) -> Case:
+        """The case without the layers in whose name a regular expression is found."""
+        rows = tuple(row for row in self.rows if not is_found(pattern, row.name))
         return replace(self, rows=rows, known={})
 
     def limit(self, name: str) -> float:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tailwise.core.errors import UsageError
-from tailwise.core.harmless import pattern_from_file
+from tailwise.core.layer_patterns import is_found
 from tailwise.core.shown import Brief, Shown, brief
 from tailwise.judging.diagnosis.finding import Severity
 
 Kind = Literal["metric", "median", "delta", "summary", "finding", "layers"]
-#: Signs of a pattern of layers: names may be listed one after the other.
-LONGEST_PATTERN = 20_000
 Status = Literal["passed", "failed", "not_evaluated"]
 
 
@@ -77,18 +73,7 @@ class Expectation:
 
     def takes(self, name: str, role: str) -> bool:
         """Whether a layer is meant."""
-        return (not self.roles or role in self.roles) and (not self.layers or self._finds(self.layers, name))
-
-    def _finds(self, layers: str, name: str) -> bool:
-        try:
-            pattern = pattern_from_file(layers, longest=LONGEST_PATTERN)
-        except ValueError:  # a file's is refused when it is read; of a program, any that Python takes
-            return re.search(layers, name) is not None
-        try:
-            return pattern.search(name)
-        except ValueError as error:
-            fix = "write it with fewer repeats; several expectations may share the layers"
-            raise UsageError(f"{layers[:200]!r} is {error} in a name of {len(name)} letters", fix=fix) from error
+        return (not self.roles or role in self.roles) and (not self.layers or is_found(self.layers, name))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from typing import Any
 from tailwise.checkpoints.roles import ROLES
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
 from tailwise.core.harmless import pattern_from_file, shortened
+from tailwise.core.layer_patterns import LONGEST_PATTERN
 from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
 from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
-from tailwise.judging.gates.expectation import LONGEST_PATTERN, Bounds, Expectation
+from tailwise.judging.gates.expectation import Bounds, Expectation
 from tailwise.spectrum.metrics.metric import METRICS
 
 _SUBJECTS = ("that", "metric", "median", "delta", "summary", "finding", "structure")
@@ -145,6 +146,8 @@ class _TomlReader:
         severity = self._string(element, "finding")
         known = self._known(severity, ("none", *SEVERITIES), "severity")
         mute = self._strings(element, "mute")
+        for item in mute:
+            self._check_pattern(item.partition(":")[2])
         allowed = None if known == "none" else next(item for item in SEVERITIES if item == known)
         return Expectation("finding", severity=allowed, mute=mute, **self._common(element))
 
@@ -212,18 +215,19 @@ class _TomlReader:
         for role in roles:
             self._known(role, ROLES, "role")
         layers = self._string(element, "layers") if "layers" in element else None
-        try:
-            pattern_from_file(layers or "", longest=LONGEST_PATTERN)
-        except ValueError as error:
-            fix = "write it with fewer repeats, none within another; several expectations may share the layers"
-            raise self._error(
-                f"{str(layers)[:200]!r} is not a regular expression to search with: {error}", fix
-            ) from error
+        self._check_pattern(layers or "")
         allow = self._float(element, "allow") if "allow" in element else 0.0
         if not 0 <= allow < 1:
             raise self._error(f"allow is {allow:g}", "give the share of layers that may fail, in [0, 1), e.g. 0.1")
         texts = {key: self._string(element, key) for key in ("name", "baseline") if key in element}
         return {"roles": roles, "layers": layers, "allow": allow, "line": self._line, **texts}
+
+    def _check_pattern(self, pattern: str) -> None:
+        try:
+            pattern_from_file(pattern, longest=LONGEST_PATTERN)
+        except ValueError as error:
+            fix = "write it with fewer repeats, none within another; several expectations may share the layers"
+            raise self._error(f"{pattern[:200]!r} is not a regular expression to search with: {error}", fix) from error
 
     def _known(self, name: str, names: Any, kind: str) -> str:
         if name not in names:
