@@ -49,7 +49,13 @@ def test_nor_one_that_lies_beside_a_model(adapter, folder, tmp_path, hub):
     assert not hub.server.seen
 
 
-@pytest.mark.parametrize("said", [{"target_modules": "(a+)+b"}, {"rank_pattern": {"(.*.*)*x": 4}}])
+@pytest.mark.parametrize(
+    "said",
+    [{"target_modules": "(a+)+b"}, {"rank_pattern": {"(.*.*)*x": 4}}, {"modules_to_save": ["lm_head", "(a+)+b"]},
+     {"layers_pattern": ["(a+)+b"]}, {"peft_type": "IA3", "feedforward_modules": "(a+)+b"},
+     {"peft_type": "FOURIERFT", "n_frequency_pattern": {"(a+)+b": 9}}],
+    ids=["targets", "ranks", "what is saved", "layers", "a network", "frequencies"],
+)  # fmt: skip
 def test_patterns_of_modules_end(adapter, folder, said):
     changed(adapter, **said)
     with pytest.raises(UnreadableError, match="run without end"):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tailwise.core.errors import UnreadableError
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.own_patterns import check_quantization
 from tailwise.models.walking.hosts import architecture_of
 
 transformers = pytest.importorskip("transformers")
@@ -105,3 +106,43 @@ def test_a_gguf_file_that_asks_for_more_parts_than_any_model_has_is_refused(tmp_
     for read in (load_model, architecture_of):
         with pytest.raises(UnreadableError, match="asks for num_hidden_layers"):
             read(str(tmp_path))
+
+
+ENDLESS = r"((\w+)+\.?)+!"
+PATTERNS = {
+    "schemes": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": [f"re:{ENDLESS}"]}}},
+    "what is left": {"quant_method": "compressed-tensors", "ignore": ["lm_head", f"re:{ENDLESS}"]},
+    "what is skipped": {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": [ENDLESS]},
+    "what is not converted": {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", ENDLESS]},
+    "half a group": {"quant_method": "fp8", "modules_to_not_convert": [f"x)|(?:{ENDLESS}"]},
+    "two halves": {"quant_method": "gemma", "module_quant_configs": {r"(?:(?:\w+": {}, r"\.?)+)+!": {}}},
+    "keys": {"quant_method": "torchao", "quant_type": {"default": {"_data": {f"re:{ENDLESS}": None}}}},
+    "a word": {"quant_method": "hqq", "skip_modules": ENDLESS},
+    "too many": {"quant_method": "fp8", "modules_to_not_convert": [f"layer{n}.*" for n in range(30_000)]},
+    "many together": {"quant_method": "fp8", "modules_to_not_convert": [f"x{n}.*a.*a.*a.*b" for n in range(1000)]},
+}
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_patterns_of_quantized_modules_end(place, kind):
+    for config in ({"quantization_config": PATTERNS[kind]}, {"text_config": {"quantization_config": PATTERNS[kind]}}):
+        changed(place, **config)
+        for read in (load_model, load_tokenizer, architecture_of):
+            with pytest.raises(UnreadableError, match="its quantization_config has"):
+                read(str(place))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"config_groups": {"group_0": {"targets": [r"re:.*\.layers\.\d+\..*_proj$", "Linear"]}},
+         "ignore": ["lm_head", r"re:.*mlp\.gate$", *(f"model.layers.{n}.mlp.gate" for n in range(50_000))]},
+        {"modules_to_not_convert": [f"model.layers.{n}.mlp.gate" for n in range(5000)]},
+        {"exclude": ["*lm_head", "*.mlp.experts.[0-9]*", "lm_head"], "layer_quant_config": {"*.layers.*.q*": {}}},
+        {"dynamic": {r"-:.*\.(q|k|v)_proj": {}, r"+:model\.layers\.\d+\.mlp": {"bits": 8}}},
+        {"dataset": ["A text (with any signs: (a+)+, [b*c* d*] e? f?g?h?i?j?k?l?m?n?o?p?q?r?s?t?u?v?w?x?y?z?"] * 9},
+    ],
+    ids=["schemes", "names", "globs", "rules", "texts"],
+)  # fmt: skip
+def test_patterns_that_quantized_models_have_are_taken(said):
+    check_quantization({"quantization_config": {"quant_method": "x", **said}}, "here")

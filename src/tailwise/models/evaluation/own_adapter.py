@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UnsafeError
-from tailwise.core.harmless import pattern_from_file, steps_of
 from tailwise.models.evaluation.own_code import needs_code
+from tailwise.models.evaluation.own_patterns import check_patterns
 
 CONFIG = "adapter_config.json"
 #: Settings by which peft loads other models and files, wherever they lie, and some of them with their own code.
 _ELSEWHERE = (
     "shadow_model", "adapters", "prompt_tuning_init_state_dict_path", "cache_file", "covariance_file",
 )  # fmt: skip
-#: Settings that are patterns of modules' names, and those whose keys are.
-_PATTERNS, _PATTERN_KEYS = ("target_modules", "exclude_modules", "layers_pattern"), ("rank_pattern", "alpha_pattern")
-
-#: Letters of the longest names of modules, and steps that all patterns together may take at worst with one of them,
-#: which they do with no name that a model has.
-_LETTERS, _MOST_STEPS = 100, 2 * 10**9
+#: Settings that are a pattern of modules' names where they are one text and no list; and those that are in a list too,
+#: or, of an object, its keys: of ranks, of numbers of frequencies, of layers.
+_PATTERNS = re.compile(r"\w*modules")
+_EACH_A_PATTERN = re.compile(r"modules_to_save|\w+_pattern")
 
 #: How weights begin by an approximate decomposition of the base's, which peft repeats when an adapter is loaded for
 #: what was trained is what came on top; 16 is what its documentation names.
@@ -40,15 +38,8 @@ def check_settings(settings: Mapping[str, Any], where: object) -> None:
                 fix="load the model in Python yourself, if you trust them, and give the module in place of its name",
             )  # fmt: skip
     _check_counts(settings, where)
-    steps = 0
-    for text in _patterns(settings):
-        try:
-            pattern_from_file(text)
-            steps += steps_of(f"(.*\\.)?({text})$", _LETTERS)  # as peft matches the keys of patterns
-            if steps > _MOST_STEPS:
-                raise ValueError("patterns that may run without end")
-        except ValueError as error:
-            raise UnreadableError(f"its {CONFIG} has {error}", where=where, fix="name its modules in a list") from error
+    # As peft matches the keys of patterns.
+    check_patterns(_patterns(settings), f"its {CONFIG} has", where, "name its modules in a list", "(.*\\.)?({})$")
 
 
 def _check_counts(settings: Mapping[str, Any], where: object) -> None:
@@ -79,10 +70,10 @@ def _items(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:
-    for key in _PATTERNS:
-        value = settings.get(key)
+    for key, value in _items(settings):
         if isinstance(value, str):
-            yield value
-    for key in _PATTERN_KEYS:
-        value = settings.get(key)
-        yield from (str(name) for name in value if isinstance(value, Mapping)) if value else ()
+            found: Iterable[Any] = [value] if _PATTERNS.fullmatch(key) or _EACH_A_PATTERN.fullmatch(key) else []
+        else:
+            listed = _EACH_A_PATTERN.fullmatch(key) and isinstance(value, Mapping | list | tuple)
+            found = value if listed else []
+        yield from (str(text) for text in found)

@@ -17,6 +17,7 @@ from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
 from tailwise.models.evaluation.own_adapter import check_settings
 from tailwise.models.evaluation.own_documents import check_pickles, check_sizes, folder_at, items_of
+from tailwise.models.evaluation.own_patterns import check_quantization
 
 #: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
 _MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
@@ -57,6 +58,7 @@ def checked_document(place: str, revision: str | None = None) -> Mapping[str, An
     document: Mapping[str, Any]
     document, _ = transformers.PretrainedConfig.get_config_dict(place, revision=revision)
     check_counts(document, place)
+    check_quantization(document, place)
     return document
 
 
