@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError
+from tailwise.models.evaluation import own_config
 from tailwise.models.evaluation.loading import load_model, load_tokenizer
+from tailwise.models.evaluation.own_counts import check_counts
 from tailwise.models.evaluation.own_patterns import check_quantization
-from tailwise.models.walking.hosts import architecture_of
+from tailwise.models.walking.hosts import architecture_of, load_host
 
 transformers = pytest.importorskip("transformers")
 
@@ -35,6 +38,11 @@ def changed(place, **values):
         {"text_config": {"num_experts": 10**8}},
         {"depths": [2, 10**9]},
         {"num_labels": 10**9},
+        {"hidden_size": 10**9},
+        {"model_type": "git", "num_image_with_embedding": 2 * 10**9},
+        {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model", "num_channels": 10**9}},
+        {"model_type": "swin", "depths": [9000] * 9000},
+        {"num_hidden_layers": 10**400},
     ],
 )
 def test_more_parts_than_any_model_has_are_refused_before_one_is_built(place, values):
@@ -44,11 +52,52 @@ def test_more_parts_than_any_model_has_are_refused_before_one_is_built(place, va
             read(str(place))
 
 
-def test_weights_that_no_file_can_hold_are_not_made_up(place):
+@pytest.mark.parametrize(
+    "values",
+    [{"rope_theta": 10**10}, {"max_position_embeddings": 10**8}, {"pretraining_tokens": 15 * 10**12}, {"seed": 2**63},
+     {"sliding_window": 2**31}, {"eos_token_id": [10**7]}, {"num_labels": 10**6}, {"attn_layers": list(range(200))},
+     {"time_step_limit": [0.0, float("inf")]}],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_large_numbers_that_count_no_parts_are_taken(values):
+    check_counts({"model_type": "llama", **values}, "here")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "git", "doge", "deepseek_v3", "swin", "llava", "longcat_flash", "qwen2_5_omni"]
+)
+def test_what_the_configs_of_transformers_ask_for_is_taken(name):
+    check_counts(transformers.CONFIG_MAPPING[name]().to_dict(), "here")
+
+
+def test_many_small_parts_are_not_made_without_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_config, "_FEW_PARTS", 1000)
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 16,
+    }
+    made = transformers.GitConfig(
+        vision_config=vision, vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8, num_image_with_embedding=6, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    transformers.GitForCausalLM(made).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).module is not None
+    changed(tmp_path, num_image_with_embedding=10**6)
+    with pytest.raises(UnreadableError, match=r"more than 1\d+ modules and weights"):
+        load_model(str(tmp_path))
+    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(UnreadableError, match="modules and weights"):
+        load_host(checkpoint, tmp_path)
+
+
+def test_weights_that_no_file_can_hold_are_not_made_up(place, monkeypatch):
+    monkeypatch.setattr(own_config, "_FEW_WEIGHTS", 0)
     weights = load_file(place / "model.safetensors")
     kept = {name: value.clone() for name, value in weights.items() if ".mlp." not in name}
     save_file(kept, place / "model.safetensors", {"format": "pt"})
-    changed(place, intermediate_size=10**9)
+    changed(place, intermediate_size=10**6)
     with pytest.raises(UnreadableError, match="more weights than its files hold"):
         load_model(str(place))
 

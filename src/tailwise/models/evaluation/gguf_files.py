@@ -11,7 +11,7 @@ from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.formats.gguf import config_of
 from tailwise.checkpoints.formats.gguf_header import read_gguf_header
 from tailwise.core.errors import UsageError
-from tailwise.models.evaluation.own_config import check_counts
+from tailwise.models.evaluation.own_counts import check_counts
 from tailwise.models.evaluation.own_tokenizer import check_tokens
 
 if TYPE_CHECKING:

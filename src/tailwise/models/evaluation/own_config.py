@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +15,10 @@ from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.own_adapter import CONFIG as ADAPTER
 from tailwise.models.evaluation.own_adapter import check_settings
+from tailwise.models.evaluation.own_counts import check_counts
 from tailwise.models.evaluation.own_documents import check_pickles, check_sizes, folder_at, items_of
 from tailwise.models.evaluation.own_patterns import check_quantization
 
-#: What is built once for each: far above any model's, far below what takes hours or a machine's memory.
-_MOST_PARTS, _MOST_LABELS = 10_000, 1_000_000
-_PARTS = re.compile(r"(layers?|blocks?|depths?|experts?|stages)$")
 #: Implementations that are names of repositories on the Hub would be fetched from there and run, and some others are
 #: packages that are not everywhere. They belong to a machine, not to a model: transformers' own choice will do.
 _IMPLEMENTATIONS = frozenset(
@@ -30,6 +27,9 @@ _IMPLEMENTATIONS = frozenset(
 _OWN = frozenset((None, "eager", "sdpa"))
 #: Weights that a config may ask for: of codes, sixteen and more lie in a byte.
 _WEIGHTS_A_BYTE, _FEW_WEIGHTS = 64, 1 << 28
+#: Modules, weights and tables that a model may be built of, whatever their size. The largest have some ten thousand.
+_BYTES_A_PART, _FEW_PARTS, _MOST_PARTS = 1024, 100_000, 1_000_000
+_FIX = "take config.json from where the weights came from"
 
 
 def config_of(place: str, revision: str | None = None, **told: str) -> Any:
@@ -66,20 +66,6 @@ def _is_own(value: Any) -> bool:
     return all(_is_own(item) for item in value.values()) if isinstance(value, dict) else value in _OWN
 
 
-def check_counts(document: Any, where: str) -> None:
-    """`UnreadableError` where a config asks for absurdly many parts or labels."""
-    for key, value in items_of(document):
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        most = _MOST_LABELS if key == "num_labels" else _MOST_PARTS if _PARTS.search(key) else None
-        if most is not None and value > most:
-            raise UnreadableError(
-                f"its config asks for {key} {value:.4g}, and no model has more than {most}",
-                where=where,
-                fix="take config.json from where the model came from",
-            )
-
-
 def _indexed(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every index file of a folder with the names of files in it."""
     for index in sorted(folder.glob("*.index.json")):
@@ -114,40 +100,57 @@ def _check_loaded(place: str, revision: str | None) -> None:
 
 @contextmanager
 def room_for(place: str, revision: str | None = None, *, made: bool = False) -> Iterator[None]:
+    """Within it, a model is built of no more parts, weights and tables than `building_of` lets it.
+
+    Before, adapters and pickles in the folder, or on the Hub, are gone through.
+    """
+    _check_loaded(place, revision)
+    with building_of(place, made=made):
+        yield
+
+
+@contextmanager
+def building_of(place: str, *, made: bool = False) -> Iterator[None]:
     """Within it, a model is built of no more weights, and tables (masks, sines), than the files in the folder can hold.
 
-    Of those that stand for others until they are read; with `made`, of all that are new. Before, adapters and pickles
-    in the folder, or on the Hub, are gone through.
+    Of those that stand for others until they are read; with `made`, of all that are new. Nor is it built of more parts:
+    each module, weight and table is one, however small. Of what is not a folder, parts alone are bounded.
 
     Weights that a config asks for and no file has are made up by transformers before it says that they are missing;
     tables grow with the positions that it asks for, or their square.
-    Raises `UnreadableError`. What is not a folder is not bounded.
+    Raises `UnreadableError`.
     """
+    import torch
     from torch.nn.modules.module import (
         register_module_buffer_registration_hook,
+        register_module_module_registration_hook,
         register_module_parameter_registration_hook,
     )
 
-    _check_loaded(place, revision)
-    folder, thread, asked = Path(place).expanduser(), threading.get_ident(), 0
-    if not folder.is_dir():
-        yield
-        return
-    most = _FEW_WEIGHTS + _WEIGHTS_A_BYTE * _stored_bytes(folder)
+    folder, thread, asked, parts = Path(place).expanduser(), threading.get_ident(), 0, 0
+    stored = _stored_bytes(folder) if folder.is_dir() else None
+    most = None if stored is None else _FEW_WEIGHTS + _WEIGHTS_A_BYTE * stored
+    most_parts = _MOST_PARTS if stored is None else min(_MOST_PARTS, _FEW_PARTS + stored // _BYTES_A_PART)
 
     def count(_module: Any, _name: str, value: Any) -> None:
-        nonlocal asked
-        if value is None or not (made or value.is_meta) or threading.get_ident() != thread:
+        nonlocal asked, parts
+        if value is None or threading.get_ident() != thread:
             return
-        asked += value.numel()
-        if asked > most:
+        parts += 1
+        if parts > most_parts:
             raise UnreadableError(
-                "its config asks for far more weights than its files hold",
-                where=place,
-                fix="take config.json from where the weights came from",
+                f"its config asks for more than {most_parts} modules and weights", where=place, fix=_FIX
             )
+        if isinstance(value, torch.Tensor) and (made or value.is_meta):
+            asked += value.numel()
+        if most is not None and asked > most:
+            raise UnreadableError("its config asks for far more weights than its files hold", where=place, fix=_FIX)
 
-    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    hooks = [
+        register_module_buffer_registration_hook(count),
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+    ]
     try:
         yield
     finally:

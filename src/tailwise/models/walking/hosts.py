@@ -19,7 +19,7 @@ from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
 from tailwise.models.evaluation.own_code import load_error, needs_code
-from tailwise.models.evaluation.own_config import config_of, room_for
+from tailwise.models.evaluation.own_config import building_of, config_of, room_for
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.block_inputs import Block, Home
 from tailwise.models.walking.shapes import Shapes, reshape
@@ -105,7 +105,7 @@ def load_host(
     place, revision = _address(os.fspath(name))
     architecture, config = architecture_of(place, revision)
     compute = _compute_dtype(dtype, where, checkpoint)
-    with quiet():
+    with quiet(), building_of(str(Path(place).parent) if Path(place).is_file() else place):
         model = _empty(architecture, config, compute)
     names = separated(model, checkpoint)
     if Path(place).is_dir():

@@ -20,7 +20,7 @@ from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.validation import checked
 from tailwise.models.evaluation.own_code import load_error
-from tailwise.models.evaluation.own_config import room_for
+from tailwise.models.evaluation.own_config import building_of, room_for
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.walking.hosts import DTYPES, _empty, architecture_of
 from tailwise.models.walking.shapes import PRUNED_FILE, Shapes, reshape
@@ -47,7 +47,7 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
         compute = _stored_dtype(checkpoint) if dtype == "auto" else getattr(torch, dtype)
         if shapes is None:
             return _ordinary((architecture, config), place, compute).to(device).eval()
-        with quiet():
+        with quiet(), building_of(str(place)):
             model = _empty(architecture, config, compute)
         names = separated(model, checkpoint)
         _reshaped(model, shapes, place)
