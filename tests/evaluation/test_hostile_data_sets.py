@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import struct
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +13,10 @@ import pytest
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.models.evaluation import table_files
+from tailwise.models.evaluation.local_splits import splits_of
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.sources import documents_of
+from tailwise.models.evaluation.table_files import KINDS
 
 datasets = pytest.importorskip("datasets")
 
@@ -105,6 +108,58 @@ def test_nor_does_what_a_folder_says_of_itself_lead_out(place, private, card, na
     refused(f"{place}:test", "outside")
 
 
+CARDS = {
+    "plain": "---\n{}\n---\n# Words\n",
+    "a key of dashes": "---\n---x: 1\n{}\n---\n# Words\n",
+    "a text of dashes": "---\nx: |\n  a\n  ---\n{}\n---\n",
+    "other ends of lines": "---\r\n{}\r\n---\r\n",
+    "a mark before": "\ufeff---\n{}\n---\n",
+    "spaces behind": "--- \n{}\n--- \n",
+    "lines before": "\n\n---\n{}\n---\n",
+    "no end": "---\n{}\n",
+    "ends of other kinds": "---\u2028{}\n---\x0b---\n",
+    "twice": "---\na: 1\n---\n---\n{}\n---\n",
+}
+PLACES = ["{url}/a.jsonl", "{url}/*.jsonl", "/**/*.jsonl", "{private}/*.jsonl", "../private/rows.jsonl",
+          "hf://datasets/org/name/a.jsonl", "zip://*.jsonl::{url}/a.zip"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CARDS)
+@pytest.mark.parametrize("named", PLACES)
+def test_however_a_card_is_written_nothing_elsewhere_is_asked_for(place, private, hub, kind, named):
+    (place / "a.jsonl").write_text('{"text": "one"}\n')
+    path = named.format(url=hub.server.url, private=private)
+    said = f'configs:\n- config_name: default\n  data_files:\n  - split: test\n    path: "{path}"'
+    (place / "README.md").write_text(CARDS[kind].format(said), newline="")
+    try:
+        found = documents_of(f"{place}:train").texts
+    except UnreadableError as error:
+        assert "outside" in str(error) or "YAML" in str(error)  # noqa: PT017  # either it is read as a card, or it is not
+    else:
+        assert found == ("one",)
+        assert kind != "a key of dashes"
+    assert not hub.server.seen
+
+
+def test_a_card_does_not_name_files_without_bounds(place):
+    (place / "a.jsonl").write_text('{"text": "one"}\n')
+    card = "---\nconfigs:\n- config_name: default\n  data_files: [{}]\n---\n"
+    for many in (["'*a'"] * 5000, ["a.jsonl"] * 200_000, [f"'{'a*' * 5000}'"]):
+        (place / "README.md").write_text(card.format(", ".join(many)))
+        refused(f"{place}:train", "more files than a data set has")
+    (place / "README.md").write_text(card.format("'" + "a*" * 400 + "b.jsonl', a.jsonl"))
+    (place / ("a" * 240 + ".jsonl")).write_text("")
+    assert documents_of(f"{place}:train").texts == ("one",)
+
+
+def test_links_of_folders_end(place, private):
+    (place / "data").mkdir()
+    (place / "data" / "a.jsonl").write_text('{"text": "one"}\n')
+    (place / "data" / "round").symlink_to(place)
+    (place / "out").symlink_to(private)
+    assert documents_of(f"{place}:train").texts == ("one",)
+
+
 def test_a_link_among_tables_is_not_followed_out(place, private):
     (place / "test.jsonl").symlink_to(private / "rows.jsonl")
     (place / "train.jsonl").write_text('{"text": "one"}\n')
@@ -118,6 +173,65 @@ def test_what_a_folder_says_of_its_own_files_is_heeded(place):
     card = "configs:\n- config_name: default\n  sep: ';'\n  data_files:\n  - {split: dev, path: data/b*.csv}\n"
     (place / "README.md").write_text(f"---\n{card}---\n# Words\n")
     assert documents_of(f"{place}:dev").texts == ("b",)
+
+
+NAMED = {
+    ("train.jsonl", "my-test.jsonl", "b/dev_1.jsonl"): {"train": 1, "validation": 1, "test": 1},
+    ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/odd-00000-of-00001.jsonl"):
+        {"train": 2, "odd": 1},
+    ("train/a.jsonl", "x/eval/b/c.jsonl", "d.jsonl"): {"train": 1, "test": 1},
+    ("a.jsonl", "b.jsonl.gz", ".c.jsonl", "__pycache__/d.jsonl", "e.txt", "config.json", "LICENSE"): {"train": 2},
+    ("a.csv", "b.parquet"): {"train": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", NAMED, ids=lambda names: names[0])
+def test_splits_are_told_by_names_as_datasets_tells_them(place, names):
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text('{"text": "one"}\n')
+    found = splits_of(place.resolve(), KINDS, "here").parts
+    assert {split: len(paths) for split, paths in found.items()} == NAMED[names]
+    with quiet():
+        theirs = datasets.load_dataset_builder(str(place)).config.data_files
+    assert {split: [str(path) for path in paths] for split, paths in found.items()} == dict(theirs)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["data_files: '*.jsonl'", "data_files: [a.jsonl, data/**]", "data_files: {dev: '**/b*', train: [a.jsonl]}",
+     "data_files: [{split: dev, path: 'data/**/*.jsonl'}, {split: odd, path: [a.jsonl, '[b-z]*.jsonl']}]",
+     "data_dir: data", "data_dir: data\n  data_files: 'in/?.jsonl'", "data_files: ./a.jsonl"],
+)  # fmt: skip
+def test_and_by_cards(place, said):
+    for name in ("a.jsonl", "b.jsonl", "data/b1.jsonl", "data/in/c.jsonl", "data/.h/d.jsonl"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text('{"text": "one"}\n')
+    (place / ".huggingface.yaml").write_text(f"configs:\n- config_name: default\n  {said}\n")
+    found = splits_of(place.resolve(), KINDS, "here").parts
+    assert found
+    if not ("{dev" in said or ("data_dir" in said and "data_files" in said)):  # of which datasets takes one from Python
+        with quiet():
+            theirs = datasets.load_dataset_builder(str(place)).config.data_files
+        listed = {split: tuple(Path(path) for path in paths) for split, paths in theirs.items()}
+        assert found == listed
+
+
+def test_of_several_configurations_one_is_the_default(place):
+    (place / "a.jsonl").write_text('{"text": "one"}\n')
+    (place / "b.jsonl").write_text('{"text": "two"}\n')
+    card = "configs:\n- {{config_name: x, data_files: a.jsonl}}\n- {{config_name: {}, data_files: b.jsonl}}\n"
+    (place / ".huggingface.yaml").write_text(card.format("default"))
+    assert documents_of(f"{place}:train").texts == ("two",)
+    (place / ".huggingface.yaml").write_text(card.format("other"))
+    with pytest.raises(UsageError, match=r"several configurations \(x, other\)"):
+        documents_of(f"{place}:train")
+
+
+def test_a_file_that_a_card_names_and_is_not_there_is_told(place):
+    (place / "a.jsonl").write_text('{"text": "one"}\n')
+    (place / ".huggingface.yaml").write_text("configs:\n- {config_name: x, data_files: b.jsonl}\n")
+    refused(f"{place}:train", "not there")
 
 
 # Without bounds

@@ -1,9 +1,11 @@
 """How pictures are made ready is said by a file that may say anything."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tailwise.core.errors import UnreadableError, UsageError
@@ -11,6 +13,7 @@ from tailwise.models.evaluation import images
 from tailwise.models.evaluation.images import images_of
 from tailwise.models.evaluation.own_processor import check_processor
 from tailwise.models.evaluation.preparation import Preparation, preparation_of
+from tailwise.models.evaluation.quiet import quiet
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -132,3 +135,64 @@ def test_pictures_are_opened_one_at_a_time(tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(UnreadableError, match="could not be read as an image"):
         list(pictures.sizes)
+
+
+def rows_of_pictures(place, rows):
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
+    with quiet():
+        made = datasets.Dataset.from_dict({"image": rows, "label": [0] * len(rows)}, features=kinds)
+    place.mkdir()
+    pq.write_table(made.data.table, place / "test.parquet")  # what is named is not opened, as `to_parquet` would
+
+
+@pytest.fixture
+def labels(tmp_path, monkeypatch):
+    """A config of two classes; what `datasets` keeps of a test is kept apart."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return SimpleNamespace(label2id={"cat": 0, "dog": 1}, num_labels=2, image_size=8, num_channels=3)
+
+
+def test_a_table_names_no_picture_elsewhere(tmp_path, hub, labels):
+    for folder in ("other", "own"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    named = [
+        f"{hub.server.url}/a.png",
+        str(tmp_path / "other" / "a.png"),
+        "a.png",
+        f"zip://a.png::{hub.server.url}/a.zip",
+    ]
+    for number, path in enumerate(named):
+        place = tmp_path / f"given{number}"
+        rows_of_pictures(place, [{"bytes": None, "path": path}])
+        with pytest.raises(UnreadableError, match="a picture elsewhere"):
+            images_of(f"{place}:test", str(tmp_path), labels)
+    assert not hub.server.seen
+
+
+def test_nor_does_the_card_beside_it(tmp_path, hub, labels):
+    rows_of_pictures(tmp_path / "given", [])
+    card = "---\n---x: 1\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: {}/a.png\n---\n"
+    (tmp_path / "given" / "README.md").write_text(card.format(hub.server.url))
+    with pytest.raises(UnreadableError, match="outside"):
+        images_of(f"{tmp_path / 'given'}:test", str(tmp_path), labels)
+    assert not hub.server.seen
+
+
+def test_pictures_of_a_data_set_on_this_machine_are_read(tmp_path, labels):
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+        rows_of_pictures(tmp_path / "rows", [{"bytes": file.getvalue(), "path": "x.png"}] * 2)
+    assert images_of(f"{tmp_path / 'rows'}:test", str(tmp_path), labels).labels.tolist() == [1, 1]
+    for split, name in [("test", "cat"), ("test", "dog"), ("train", "dog")]:
+        (tmp_path / "[a] set*" / split / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "[a] set*" / split / name / "a.png")
+    assert images_of(f"{tmp_path / '[a] set*'}:test", str(tmp_path), labels).labels.tolist() == [0, 1]
+    (tmp_path / "named").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "named" / "a.png")
+    (tmp_path / "named" / "metadata.jsonl").write_text('{"file_name": "a.png", "label": 1}\n')
+    assert images_of(f"{tmp_path / 'named'}:train", str(tmp_path), labels).labels.tolist() == [1]
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        images_of(f"{tmp_path / 'rows'}:dev", str(tmp_path), labels)

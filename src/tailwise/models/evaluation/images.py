@@ -6,12 +6,14 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tailwise.checkpoints.formats.unfolding import check_unfolding
 from tailwise.checkpoints.inside import stays_within
@@ -21,7 +23,7 @@ from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed
 from tailwise.core.storage import free_memory
 from tailwise.models.evaluation.loading import Loaded, address_of
-from tailwise.models.evaluation.local_data_sets import builder_config_of
+from tailwise.models.evaluation.local_splits import IMAGES, splits_of
 from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import config_of, room_for
 from tailwise.models.evaluation.preparation import Preparation, preparation_of
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+#: What `datasets` makes pictures of, by how files end.
+_KINDS = {
+    **dict.fromkeys(SUFFIXES, IMAGES), ".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json",
+    ".csv": "csv", ".tar": "webdataset", ".zip": IMAGES,
+}  # fmt: skip
 _BATCH = 64
 
 
@@ -244,11 +251,17 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
     if not split and not Path(name).exists() and looks_local(name):
         fix = f"check the path{names_like(Path(name).expanduser())}; a data set of that name is {name}:test"
         raise UnreadableError("no such folder", where=source, fix=fix)
+    folder = Path(name).expanduser()
     try:
-        if Path(name).is_dir():
-            builder_config_of(Path(name), source)
         with quiet():
-            data = import_module("datasets").load_dataset(name, split=split or "test", trust_remote_code=False)
+            datasets = import_module("datasets")
+            data = (
+                _of_files(datasets, folder, split or "test", source)
+                if folder.is_dir()
+                else datasets.load_dataset(name, split=split or "test", trust_remote_code=False)
+            )
+    except UsageError:
+        raise
     except ImportError as error:
         raise UsageError("a data set takes `datasets`", where=source, fix=how_to_get("eval")) from error
     except Exception as error:  # a data set brings its own files and code
@@ -265,7 +278,28 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
         names = getattr(data.features[label], "names", None)
         places = _classes(names, config, source) if names else list(range(int(getattr(config, "num_labels", 0))))
         numbers = [places[int(value)] for value in data[label]]
+    if folder.is_dir():
+        return _OwnPictures(data.cast_column(image, datasets.Image(decode=False)), image, folder), numbers
     return _Column(data, image), numbers
+
+
+def _of_files(datasets: Any, folder: Path, split: str, source: str) -> Any:
+    """A split of a data set on this machine, of files that are named one by one: `datasets` is shown no card."""
+    found = splits_of(folder.resolve(), _KINDS, source)
+    if split not in found.parts:
+        raise UsageError(f"it has no split {split!r}", where=source, fix=f"name one of {', '.join(found.parts)}")
+    if found.kind is None:
+        raise UsageError("its files are none that can be read", where=source, fix="give a folder of images")
+    files = {name: [_literal(path, source) for path in paths] for name, paths in found.parts.items()}
+    return datasets.load_dataset(found.kind, data_files=files, split=split, trust_remote_code=False)
+
+
+def _literal(path: Path, source: str) -> str:
+    """A path as a pattern of `datasets` that means this file alone."""
+    text = path.as_posix()
+    if "::" in text or "://" in text:
+        raise UsageError(f"the name {path.name!r} looks like an address", where=source, fix="rename it")
+    return escape(text)
 
 
 class _Column(Sequence[Any]):
@@ -279,6 +313,25 @@ class _Column(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._data[int(index)][self._column]
+
+
+class _OwnPictures(_Column):
+    """The same of a folder, whose tables may name pictures by path: of those in it alone, one is opened."""
+
+    def __init__(self, data: Any, column: str, folder: Path) -> None:
+        super().__init__(data, column)
+        self._folder = folder
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        stored = super().__getitem__(index)
+        if stored.get("bytes") is None:
+            # Within an archive: `zip://a.png::/folder/a.zip`.
+            place = str(stored.get("path")).rpartition("::")[2]
+            if "://" in place or not Path(place).is_absolute() or not stays_within(self._folder, Path(place)):
+                fix = "put all files of the data set into one folder, with relative names"
+                raise UnreadableError(f"it names a picture elsewhere: {place[:200]!r}", where=self._folder, fix=fix)
+        return import_module("datasets").Image().decode_example(stored)
 
 
 def _opened(picture: Any) -> Any:

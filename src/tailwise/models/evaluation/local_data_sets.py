@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,13 @@ from typing import Any
 from tailwise.checkpoints.inside import names_within, stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
-from tailwise.core.yaml_text import NotYamlError, yaml_of
 from tailwise.models.evaluation.arrow_files import NoTextError
+from tailwise.models.evaluation.local_splits import splits_of
 from tailwise.models.evaluation.own_code import load_error
-from tailwise.models.evaluation.quiet import quiet
-from tailwise.models.evaluation.table_files import NoColumnError, Room, kind_of, rows_of
+from tailwise.models.evaluation.table_files import KINDS, NoColumnError, Room, kind_of, rows_of
 
 #: By which a folder that `datasets` saved is known, and what lists its splits.
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-#: Where a folder says which of its files are what.
-_CARDS = ("README.md", ".huggingface.yaml")
-_MOST_CARD = 4 << 20
-_MOST_ITEMS = 100_000
 _FIX = "put all files of the data set into one folder, with relative names"
 
 
@@ -119,72 +114,14 @@ def _saved(root: Path, folder: Path) -> Subset:
 
 
 def _found(folder: Path, where: str) -> dict[str, Subset]:
-    """Splits of a folder of tables, as `datasets` tells them by names and by what the folder says of itself."""
-    config = builder_config_of(folder, where)
-    separator = getattr(config, "sep", None) or ","
+    """Splits of a folder of tables."""
+    found = splits_of(folder, KINDS, where)
     parts = {}
-    for split, files in (config.data_files or {}).items():
-        paths = tuple(Path(file) for file in files)
+    for split, paths in found.parts.items():
         if strange := next((path.name for path in paths if kind_of(path) is None), None):
             raise UsageError(f"{strange} is no kind of table that can be read", where=where,
                              fix="give .jsonl, .parquet or .csv, or unpack it")  # fmt: skip
-        parts[str(split)] = Subset(paths, separator)
+        parts[split] = Subset(paths, found.separator or ",")
     if not parts:
         raise UsageError("there is no table in it", where=where, fix="give .jsonl, .parquet or .csv")
     return parts
-
-
-def builder_config_of(folder: Path, where: str) -> Any:
-    """What `datasets` takes a folder for: its `data_files` by split, and how they are read. Nothing of them is read.
-
-    `UnreadableError` where one of them lies elsewhere.
-    """
-    for name in _CARDS:
-        if (folder / name).is_file():
-            _check_card(folder, folder / name)
-    with quiet():
-        import datasets
-
-        config = datasets.load_dataset_builder(str(folder.resolve())).config
-    for path in (Path(file) for files in (config.data_files or {}).values() for file in files):
-        if not stays_within(folder, path):
-            raise UnreadableError(f"{path.name} lies outside the data set's folder", where=where, fix=_FIX)
-    return config
-
-
-def _check_card(folder: Path, path: Path) -> None:
-    """`UnreadableError` where what a folder says of its files leads elsewhere, or to another machine."""
-    _own(folder, path.name, path.name)
-    text = read_text(path, most=_MOST_CARD)
-    if path.suffix == ".md":
-        if not text.lstrip("\ufeff").startswith("---"):
-            return
-        text = text.lstrip("\ufeff").split("\n---", 1)[0].removeprefix("---")
-    try:
-        said = yaml_of(text)
-    except NotYamlError as error:
-        raise UnreadableError(f"is no YAML: {error}", where=path, fix="mend it, or take it away") from error
-    configs = said.get("configs") if isinstance(said, dict) else None
-    for name in _places(configs if isinstance(configs, list) else [], path):
-        if not names_within(name) or "://" in name or "::" in name:
-            raise UnreadableError(
-                f"it names a file outside the data set's folder: {name[:200]!r}", where=path, fix=_FIX
-            )
-
-
-def _places(configs: list[Any], path: Path) -> Iterator[str]:
-    """What configurations say of where files are."""
-    waiting: list[Any] = [
-        config.get(key) for config in configs if isinstance(config, dict) for key in ("data_files", "data_dir")
-    ]
-    for _ in range(_MOST_ITEMS):
-        if not waiting:
-            return
-        value = waiting.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    raise UnreadableError("it names more files than a data set has", where=path)
