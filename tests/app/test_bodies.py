@@ -94,7 +94,7 @@ def came(monkeypatch, path, pieces):
             clock.now += seconds
             return {"type": "http.request", "body": bytes(count), "more_body": bool(left)}
 
-        bounded = bodies.bounded(receive, bodies.limits_at(path, AppSettings()))
+        bounded = bodies.bounded(receive, bodies.limits_at(path, AppSettings()), lambda nbytes: None)
         while (await bounded())["more_body"]:
             pass
 

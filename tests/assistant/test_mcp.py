@@ -4,11 +4,12 @@ import asyncio
 import dataclasses
 import http.client
 import json
+import select
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
@@ -166,27 +167,43 @@ HALVES = {
 }
 
 
+@contextmanager
+def running(made):
+    """Where it listens, in this process."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = http_server(server_of(made.workspace), ListenAddress(names=("127.0.0.1:8008",)), 8008)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listening.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_half_a_request_is_not_waited_for(made, monkeypatch, half):
     from tailwise.app import bodies, patience
 
     monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(bodies, "_GAP_SECONDS", 0.2)
-    listening = socket.create_server(("127.0.0.1", 0))
-    running = http_server(server_of(made.workspace), ListenAddress(names=("127.0.0.1:8008",)), 8008)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        with socket.create_connection(listening.getsockname(), timeout=60) as connection:
-            connection.sendall(HALVES[half])
-            found = b""
-            while piece := connection.recv(65536):  # until the server closes it
-                found += piece
-        assert (b" 408 " in found) is (half == "half a body")
-    finally:
-        running.should_exit = True
-        thread.join(30)
-        listening.close()
+    with running(made) as where, socket.create_connection(where, timeout=60) as connection:
+        connection.sendall(HALVES[half])
+        found = b""
+        while piece := connection.recv(65536):  # until the server closes it
+            found += piece
+    assert (b" 408 " in found) is (half == "half a body")
+
+
+def test_bodies_that_never_end_are_not_held_without_bound(made):
+    head = HALVES["half a body"].replace(b"Length: 99", b"Length: 4000000")
+    with running(made) as where, ExitStack() as closed:
+        three = [closed.enter_context(socket.create_connection(where, timeout=60)) for _ in range(3)]
+        for connection in three:
+            connection.sendall(head + b" " * 3_900_000)
+        (refused, *_), _, _ = select.select(three, [], [], 60)
+        assert b" 503 " in refused.recv(100)
 
 
 def test_a_taken_port_is_said(made):

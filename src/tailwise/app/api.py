@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
 from tailwise.app import chart_json as figures
+from tailwise.app.before_the_body import CheckedRoute, check_first
 from tailwise.app.chart_json import encoded
 from tailwise.app.help_texts import topic, topics
 from tailwise.app.jobs.start import Wish, start
@@ -42,7 +43,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     403: {"model": Problem, "description": "A write without proof that it comes from this server's pages"},
     404: {"model": Problem, "description": "Nothing has that name"},
 }
-router = APIRouter(prefix="/api", responses=_PROBLEMS)
+router = APIRouter(prefix="/api", responses=_PROBLEMS, route_class=CheckedRoute)
 Given = Annotated[PageContext, Depends(context_of)]
 Id = Annotated[str, Query(max_length=200)]
 _JSON = "application/json"
@@ -197,6 +198,7 @@ def jobs(context: Given) -> list[dict[str, Any]]:
 
 
 @router.post("/jobs", tags=["audits"], status_code=201)
+@check_first(PageContext.check_starts)
 def begin(context: Given, wish: Wish) -> dict[str, Any]:
     """Start an audit of a path below the folders served, or of a Hugging Face id."""
     return start(context, wish).to_json()

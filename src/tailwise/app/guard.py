@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from tailwise.app.bodies import bounded, limits_at, too_large, without_body
+from tailwise.app.bodies import BodyRoom, bounded, limits_at, too_large, without_body
 from tailwise.app.settings import AppSettings, is_loopback
 from tailwise.core.storage import json_of
 
@@ -30,6 +30,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\\\s]+)(?::\d{1,5})?")  # 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 ADMITTED = "tailwise.admitted"  # in the scope: whether the token was shown, or none is needed
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - they are looked for, not bound to
+_AT_THE_DOOR = 1_000_000  # bytes of tokens that one address may be sending
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -53,6 +54,8 @@ class Guard:
         self._app, self._settings, self._proof = app, settings, proof
         self._anywhere = settings.host in _WILDCARDS
         self._names = {name.lower() for name in (*settings.names, settings.host)} - set(_WILDCARDS)
+        # Who has no token yet takes no room from those who have it.
+        self._room, self._room_at_the_door = BodyRoom(), BodyRoom(_AT_THE_DOOR, 2 * _AT_THE_DOOR)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with the headers that every answer carries."""
@@ -82,7 +85,9 @@ class Guard:
         if scope["method"] == "HEAD":
             inner["method"] = "GET"  # the same answer, of which the head alone is sent
             answer = without_body(with_headers)
-        await (refusal or self._app)(inner, bounded(receive, limits), answer)
+        room = self._room_at_the_door if scope["path"] == "/login" else self._room
+        with room.share((scope.get("client") or ("",))[0]) as hold:
+            await (refusal or self._app)(inner, bounded(receive, limits, hold), answer)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method, path = scope["method"], scope["path"]
@@ -198,11 +203,20 @@ class Rate:
 
     def allows(self) -> bool:
         """Count one event, unless there were too many."""
-        now = self._clock()
         with self._lock:
-            while self._times and now - self._times[0] >= 60.0:
-                self._times.popleft()
-            if len(self._times) >= self._most:
+            if self._is_full():
                 return False
-            self._times.append(now)
+            self._times.append(self._clock())
             return True
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many, which is not counted."""
+        with self._lock:
+            return self._is_full()
+
+    def _is_full(self) -> bool:
+        now = self._clock()
+        while self._times and now - self._times[0] >= 60.0:
+            self._times.popleft()
+        return len(self._times) >= self._most

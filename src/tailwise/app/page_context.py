@@ -34,6 +34,8 @@ class PageContext:
     starts: Rate
     questions: Rate
     ending: threading.Event = field(default_factory=threading.Event)  # set as soon as the server is to end
+    #: One upload at a time, from before its first byte until it is kept: disk, and memory to read it, are for one.
+    uploading: threading.Lock = field(default_factory=threading.Lock)
     #: Answers at once, by rules or of a model: each holds a thread for as long as it takes, whoever has left meanwhile.
     answers: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
 
@@ -41,6 +43,17 @@ class PageContext:
         """`UsageError` on a server that takes nothing."""
         if self.settings.read_only:
             raise UsageError("this server is read-only", fix="start it without --read-only")
+
+    def check_starts(self) -> None:
+        """The same, and where too many audits were started within a minute."""
+        self.check_writable()
+        if self.starts.full:
+            raise UsageError("too many audits were started within a minute", fix="wait a little")
+
+    def check_questions(self) -> None:
+        """`UsageError` where too many questions came within a minute."""
+        if self.questions.full:
+            raise UsageError("too many questions within a minute", fix="wait a little")
 
 
 def context_of(request: Request) -> PageContext:

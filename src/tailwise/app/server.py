@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from tailwise.app import api
+from tailwise.app.bodies import BUSY
 from tailwise.app.guard import Guard, Rate, new_proof
 from tailwise.app.jobs.queue import Queue
 from tailwise.app.large_answers import LargeAnswers
@@ -204,7 +205,8 @@ def _http(request: Request, error: Exception) -> Response:
     headers = error.headers if isinstance(error, HTTPException) else None
     messages = {404: "there is no such page", 408: "the request did not come to its end in time",
                 405: "this address does not take that method",
-                413: "the request is larger than what is taken here"}.get(status, "refused")  # fmt: skip
+                413: "the request is larger than what is taken here", 429: "too many tries: wait a minute",
+                503: BUSY}.get(status, "refused")  # fmt: skip
     response = _problem(request, status, messages)
     for name, value in (headers or {}).items():
         response.headers[name] = value

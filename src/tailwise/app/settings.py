@@ -47,6 +47,7 @@ class AppSettings:
     longest_queue: int = 20
     starts_per_minute: int = 12
     largest_upload: int = 250_000_000  # bytes
+    most_kept: int = 10_000_000_000  # bytes of audits that came or were made here, beyond which no more are taken
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.token:

@@ -6,10 +6,16 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 
 from tailwise.app.jobs.outputs import place, words_of
 from tailwise.app.jobs.process import environment
@@ -22,15 +28,61 @@ from tailwise.core.storage import json_of
 _SECONDS = 60
 _MEMORY = 4 << 30
 _CHUNK = 1 << 20
+_FORM = "send one as `file` of a form (multipart/form-data), and nothing else"
 _STALE = 3600.0  # seconds after which an upload is one that nobody waits for
-_READING = threading.Lock()  # one at a time: each may take as much memory as it is let
+
+
+async def received(request: Request, context: PageContext) -> WorkspaceEntry:
+    """Read and keep the one file of a form; its entry in the workspace.
+
+    `UsageError` where it is no audit, or too large; and, before anything is read of it, where none is taken now.
+    """
+    with _turn(context):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise UsageError("is no form with a file", fix=_FORM)
+        await run_in_threadpool(_check_space, context)
+        try:
+            # A field of a form is kept in memory, however many there are; a file is spooled to disk.
+            async with request.form(max_files=1, max_fields=0) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise UsageError("no file came", fix=_FORM)
+                return await run_in_threadpool(keep, context, file.file, file.filename or "upload.audit")
+        except ClientDisconnect:
+            raise HTTPException(400) from None
+        except HTTPException as error:
+            if error.status_code != 400:
+                raise
+            raise UsageError("is no form of one file", fix=_FORM) from error
+        except OSError as error:
+            raise could_not_write(error, Path(tempfile.gettempdir())) from error
+
+
+@contextlib.contextmanager
+def _turn(context: PageContext) -> Iterator[None]:
+    context.check_writable()
+    if not context.uploading.acquire(blocking=False):
+        raise UsageError("another file is being uploaded", fix="wait until it is there")
+    try:
+        if not context.starts.allows():
+            raise UsageError("too many files came within a minute", fix="wait a little")
+        yield
+    finally:
+        context.uploading.release()
+
+
+def _check_space(context: PageContext) -> None:
+    audits, kept = context.settings.state / "audits", 0
+    for path in audits.glob("*.audit"):
+        with contextlib.suppress(OSError):  # it was removed meanwhile
+            kept += path.stat().st_size
+    if kept + context.settings.largest_upload > context.settings.most_kept:
+        raise UsageError(f"{kept / 1e9:.1f} GB of audits are kept here, and no more are taken", where=audits,
+                         fix="remove some there")  # fmt: skip
 
 
 def keep(context: PageContext, file: BinaryIO, name: str) -> WorkspaceEntry:
     """Keep an uploaded audit; its entry in the workspace. `UsageError` where it is none, or too large."""
-    context.check_writable()
-    if not context.starts.allows():
-        raise UsageError("too many files came within a minute", fix="wait a little")
     words = words_of(Path(name.replace("\0", "")).stem, "upload")
     incoming, audits = context.settings.state / "incoming", context.settings.state / "audits"
     # With a dot, with which nothing is shown, and so read, even where the state lies below a root.
@@ -76,11 +128,6 @@ def check(path: Path, most: int) -> None:
 
     It is read in a process of little memory: a small file can unfold into more than the machine has.
     """
-    with _READING:
-        _read_apart(path, most)
-
-
-def _read_apart(path: Path, most: int) -> None:
     command = [sys.executable, "-P", "-m", "tailwise.app.reading", str(path), str(most)]
     bounds = environment() | {"TAILWISE_MEMORY": str(_MEMORY)}
     try:

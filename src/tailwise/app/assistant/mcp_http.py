@@ -83,11 +83,17 @@ def app_of(server: Server[Any], address: ListenAddress, port: int) -> App:
 
 
 def _in_time(app: App) -> App:
-    """Wait for no body longer than for those of the web app."""
-    from tailwise.app.bodies import BodyLimits, bounded
+    """Wait for no body longer than for those of the web app, and hold no more of them at a time."""
+    from tailwise.app.bodies import BodyLimits, BodyRoom, bounded
+
+    room = BodyRoom()
 
     async def patient(scope: Scope, receive: Any, send: Any) -> None:
-        await app(scope, bounded(receive, BodyLimits(_MOST)) if scope["type"] == "http" else receive, send)
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        with room.share((scope.get("client") or ("",))[0]) as hold:
+            await app(scope, bounded(receive, BodyLimits(_MOST), hold), send)
 
     return patient
 

@@ -20,6 +20,7 @@ from tailwise.app.assistant.endpoint import Endpoint, forget, load
 from tailwise.app.assistant.events import Answered, Event, Failed, to_json
 from tailwise.app.assistant.prompt import system_prompt
 from tailwise.app.assistant.screen import ShownPage
+from tailwise.app.before_the_body import CheckedRoute, check_first
 from tailwise.app.event_stream import from_a_thread, stream
 from tailwise.app.page_context import PageContext, context_of
 from tailwise.app.settings import is_loopback
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 _log = logging.getLogger(__name__)
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=CheckedRoute)
 Given = Annotated[PageContext, Depends(context_of)]
 _LONGEST_QUESTION = 5000  # letters: a sentence is compared with every name and many patterns
 Name = Annotated[str, Field(max_length=1000)]
@@ -72,6 +73,7 @@ def _endpoint() -> Endpoint | None:
 
 
 @router.post("/assistant/ask")
+@check_first(PageContext.check_questions)
 async def ask(context: Given, question: AskedConversation) -> StreamingResponse:
     """Server-sent events of one answer: by rules, or by a model where one is set up."""
     if not context.questions.allows():
@@ -160,11 +162,15 @@ def _may_change(context: PageContext) -> bool:
     return not context.settings.read_only and is_loopback(context.settings.host)
 
 
-@router.post("/settings")
-def keep(request: Request, context: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
-    """Keep an endpoint."""
+def _check_change(context: PageContext) -> None:
     if not _may_change(context):
         raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
+
+
+@router.post("/settings")
+@check_first(_check_change)
+def keep(request: Request, context: Given, given: Annotated[EndpointTyped, Form()]) -> HTMLResponse:
+    """Keep an endpoint."""
     try:
         before = load()
         if before is not None:
@@ -178,10 +184,9 @@ def keep(request: Request, context: Given, given: Annotated[EndpointTyped, Form(
 
 
 @router.post("/settings/forget")
+@check_first(_check_change)
 def drop(request: Request, context: Given) -> HTMLResponse:
     """Forget the endpoint and its key: answers are made by rules again."""
-    if not _may_change(context):
-        raise UsageError("the endpoint is not changed from a page here", fix="set it where the server is started")
     forget()
     return _page(request, context, OnScreen())
 

@@ -7,21 +7,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from tailwise.app.before_the_body import CheckedRoute, check_first
 from tailwise.app.event_stream import event, stream
 from tailwise.app.jobs.start import Wish, start
 from tailwise.app.page_context import PageContext, context_of
-from tailwise.app.uploads import keep
+from tailwise.app.uploads import received
 from tailwise.app.workspace import links
+from tailwise.app.workspace.entry import WorkspaceEntry
 from tailwise.core.errors import UsageError
 from tailwise.core.recipe import Recipe
 from tailwise.spectrum.power_law import estimator_names
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=CheckedRoute)
 Given = Annotated[PageContext, Depends(context_of)]
 _LOOK = 0.3
 
@@ -40,6 +42,7 @@ def jobs(request: Request, context: Given, model: str = "") -> HTMLResponse:
 
 
 @router.post("/jobs")
+@check_first(PageContext.check_starts)
 def begin(request: Request, context: Given, wish: Annotated[Wish, Form()]) -> HTMLResponse:
     """Start an audit."""
     message = ""
@@ -75,21 +78,28 @@ async def events(request: Request, context: Given) -> StreamingResponse:
 
 
 @router.post("/uploads")
-def upload(request: Request, context: Given, file: UploadFile) -> HTMLResponse:
-    """Take an audit file."""
+async def upload(request: Request, context: Given) -> HTMLResponse:
+    """Take an audit file. What comes is read here, since FastAPI would read it before anything is asked."""
+    found: WorkspaceEntry | UsageError
     try:
-        entry = keep(context, file.file, file.filename or "upload.audit")
+        found = await received(request, context)
     except UsageError as error:
-        return context.pages.page(request, "jobs.html", _values(context, message=str(error)), 400)
+        found = error
+    return await run_in_threadpool(_taken, request, context, found)
+
+
+def _taken(request: Request, context: PageContext, found: WorkspaceEntry | UsageError) -> HTMLResponse:
+    if isinstance(found, UsageError):
+        return context.pages.page(request, "jobs.html", _values(context, message=str(found)), 400)
     response = context.pages.page(request, "jobs.html", _values(context))
-    response.headers["hx-redirect"] = links.model(entry.id)
+    response.headers["hx-redirect"] = links.model(found.id)
     return response
 
 
 @router.put("/models/{audit}/tags")
+@check_first(PageContext.check_writable)
 def tags(request: Request, context: Given, audit: str, text: Annotated[str, Form(max_length=900)] = "") -> HTMLResponse:
     """Replace the tags of an audit."""
-    context.check_writable()
     entry = context.workspace.entry(audit, "audit")
     found = context.tags.put(entry, text)
     return context.pages.page(request, "tags.html", {"entry": entry, "tags": found})

@@ -7,11 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
 
+from tailwise.app.before_the_body import CheckedRoute, check_first
 from tailwise.app.guard import cookie_of, same, session_of
 from tailwise.app.page_context import PageContext, context_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=CheckedRoute)
 Given = Annotated[PageContext, Depends(context_of)]
 
 
@@ -37,7 +39,13 @@ def _form(request: Request, context: PageContext, after: str, message: str = "",
     return context.pages.page(request, "login.html", values, status)
 
 
+def _check_tries(context: PageContext) -> None:
+    if context.settings.token is not None and context.logins.full:
+        raise HTTPException(429)
+
+
 @router.post("/login")
+@check_first(_check_tries)
 def take(
     request: Request, context: Given, token: Annotated[str, Form(max_length=500)] = "",
     next: Annotated[str, Form(max_length=8000)] = "/",  # noqa: A002
