@@ -42,6 +42,8 @@ def test_links_keep_their_brackets():
     ("[x](/\\evil)", "x"),
     ("[x](javascript:alert(1))", "x)"),
     ("[x]: https://evil", ""),
+    ("[x]:\n  https://evil", "\n  https://evil"),
+    (r"[a\](/x](https://evil)", r"a\](/x"),
     ("<img src=x>", "&lt;img src=x>"),
     ("<https://evil>", "&lt;https://evil>"),
     ("2 < 3", "2 < 3"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from tailwise.app.assistant.answer import Answer, Link
 from tailwise.app.assistant.functions.function import Place
 from tailwise.app.assistant.intents import reply_to
 from tailwise.app.assistant.markdown import links_in, prose
 from tailwise.app.assistant.numbers import unverified
+from tailwise.app.assistant.question_wording import Wording
 from tailwise.app.assistant.replies.concepts import EXAMPLES, abilities
 from tailwise.app.assistant.replies.question import CannotAnswerError, Question
 from tailwise.app.assistant.screen import ShownPage
@@ -43,15 +42,18 @@ def answer(question: str, workspace: Workspace, screen: ShownPage) -> Answer:
 
 #: What no audit can tell, and the command that does.
 _COMMANDS = (
-    (r"accura|perplex|benchmark|mmlu|score|answers? (right|correct)|hallucinat", "tailwise evaluate MODEL --text FILE"),
-    (r"\bfast|\bspeed|latency|tokens? (per|a) second|throughput", "tailwise evaluate MODEL --speed"),
-    (r"how long .*(audit|take)|how much memory|\bcost", "tailwise audit MODEL --dry-run"),
-    (r"download|install|version|depend", "tailwise doctor"),
+    (
+        Wording(r"accura|perplex|benchmark|mmlu|score|answers? (right|correct)|hallucinat"),
+        "tailwise evaluate MODEL --text FILE",
+    ),
+    (Wording(r"\bfast|\bspeed|latency|tokens? (per|a) second|throughput"), "tailwise evaluate MODEL --speed"),
+    (Wording(r"how long .*(audit|take)", r"how much memory|\bcost"), "tailwise audit MODEL --dry-run"),
+    (Wording(r"download|install|version|depend"), "tailwise doctor"),
 )
 
 
 def _command(asked: Question) -> str:
-    suggested = next((command for pattern, command in _COMMANDS if re.search(pattern, asked.lower)), "")
+    suggested = next((command for wording, command in _COMMANDS if wording.fits(asked.lower)), "")
     return f" `{suggested}` answers it." if suggested else ""
 
 

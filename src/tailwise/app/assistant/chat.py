@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +34,7 @@ _MESSAGES = 24
 _MESSAGE = 8_000  # signs of one
 _TEXT = 40_000  # signs of an answer
 _CONNECT = 10.0  # seconds
-#: What models that think aloud send where no server takes it out.
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+_THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"  # of models that think aloud, where no server takes it out
 
 
 @dataclass
@@ -95,9 +93,18 @@ def chat(
             yield failure(error, endpoint)
             return
     looked_up = tuple(talk.facts)
-    text = own_links(_THOUGHTS.sub("", talk.text).strip())
+    text = own_links(without_thoughts(talk.text).strip())
     pages = tuple(page for page in links_in(looked_up) if f"]({page.href})" in text)
     yield Answered(Answer(text, pages, looked_up, unverified(text, (*looked_up, *known))))
+
+
+def without_thoughts(text: str) -> str:
+    """The text without what stands between marks of thoughts; of one that does not end, all stays."""
+    parts, at = [], 0
+    while (begin := text.find(_THOUGHT, at)) >= 0 and (end := text.find(_THOUGHT_ENDS, begin)) >= 0:
+        parts.append(text[at:begin])
+        at = end + len(_THOUGHT_ENDS)
+    return "".join([*parts, text[at:]])
 
 
 class _Stop(Exception):  # noqa: N818 - it ends an answer; `failures` gives it words

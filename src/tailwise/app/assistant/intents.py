@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tailwise.app.assistant.functions.explaining import codes_in, named
+from tailwise.app.assistant.question_wording import Wording
 from tailwise.app.assistant.readings import reading_of
 from tailwise.app.assistant.replies import comparisons as comparing
 from tailwise.app.assistant.replies import compression, concepts, topics, values
@@ -29,8 +30,8 @@ class Intent:
 
 
 def _words(reply: Reply, *patterns: str) -> Callable[[Question], Reply | None]:
-    compiled = [re.compile(pattern) for pattern in patterns]
-    return lambda question: reply if any(one.search(question.lower) for one in compiled) else None
+    wording = Wording(*patterns)
+    return lambda question: reply if wording.fits(question.lower) else None
 
 
 def _aggregate(question: Question) -> Reply | None:
@@ -38,7 +39,7 @@ def _aggregate(question: Question) -> Reply | None:
     if not question.has_audit():
         return None
     metric = _metric_in(question)
-    if metric is not None and re.search(values.AGGREGATE, question.lower) and not _EXPLAINED.search(question.lower):
+    if metric is not None and values.AGGREGATE.fits(question.lower) and not _is_explained(question):
         return lambda asked: values.aggregate(asked, metric)
     counts = re.search(r"^(so |and )?(how many|count|number of|what number of)\b", question.lower)
     if counts and metric is None and _COUNTED.search(question.lower):
@@ -46,22 +47,35 @@ def _aggregate(question: Question) -> Reply | None:
     return None
 
 
-_EXPLAINED = re.compile(r"what does .*\bmean\b|\bmeans?\s*[?.!]*$|\bmeaning\b")
+def _is_explained(question: Question) -> bool:
+    return _EXPLAINED.fits(question.lower) or re.search(r"\bmeans?$", question.lower.rstrip(" ?.!")) is not None
+
+
+_EXPLAINED = Wording(r"what does .*\bmean\b", r"\bmeaning\b")
 _COUNTED = re.compile(r"layer|matri|block|param|weights\b|finding|warning|error|problem|note|issue|fits?\b|head|proj|"
                       r"attn|attention|mlp|embed|conv|expert|measured|tensor")  # fmt: skip
 _WHAT_IS = re.compile(
-    r"^(?:so |and |please |hey,? )*(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|"
+    r"(?:so |and |please |hey,? ){0,4}(?:what(?:'s| is| are| does| do)|what exactly is|explain|define|"
     r"meaning of|tell me about|how (?:do i|to|should i) (?:read|interpret)|what do you mean by)"
-    r"\s+(?:the |a |an |meant by )?(.+?)"
-    r"(?:\s+(?:mean|means|stand for|measure|say|show|shows|tell me|about|again|chart|metric|please))*\s*[?.!]*$"
+    r" (?:the |a |an |meant by )?"
 )
-_METRIC_WORDS = re.compile(r"[a-z_0-9]*[a-z][a-z_0-9]*")
+_BEHIND = frozenset({"mean", "means", "measure", "say", "show", "shows", "about", "again", "chart", "metric", "please"})
+_TWO_BEHIND = frozenset({("stand", "for"), ("tell", "me")})
+_METRIC_WORDS = re.compile(r"[a-z_0-9]+")
+
+
+def _topic_in(question: str) -> str | None:
+    """`alpha` of `what does alpha mean?`; None of what does not ask so."""
+    head = _WHAT_IS.match(question)
+    words = question[head.end() :].rstrip(" ?.!").split() if head else []
+    while len(words) > 1 and (words[-1] in _BEHIND or (len(words) > 2 and tuple(words[-2:]) in _TWO_BEHIND)):
+        del words[-1 if words[-1] in _BEHIND else -2 :]
+    return " ".join(words) or None
 
 
 def _explains(question: Question) -> Reply | None:
     """`what is alpha?`, `explain TW101`, `stable_rank`."""
-    match = _WHAT_IS.match(question.lower)
-    topic = named(match[1]) if match else named(question.lower)
+    topic = named(_topic_in(question.lower) or question.lower)
     return None if topic is None else lambda asked: concepts.explain(asked, topic)
 
 
@@ -88,11 +102,11 @@ def _number(question: Question) -> Reply | None:
     metric = _metric_in(question)
     if metric is None or (question.lower.startswith("why") and question.has_audit() and question.layers().rows):
         return None  # "why is alpha 7 in block 0" asks for the findings
-    if re.search(values.AGGREGATE, question.lower) and question.has_audit():
+    if values.AGGREGATE.fits(question.lower) and question.has_audit():
         return lambda asked: values.aggregate(asked, metric)
     if values.BOUND.search(question.lower) and question.has_audit():
         return lambda asked: values.beyond(asked, metric)
-    if re.search(f"{values.HIGH}|{values.LOW}|\\bsort", question.lower):
+    if values.HIGH.fits(question.lower) or values.LOW.fits(question.lower) or re.search(r"\bsort", question.lower):
         return lambda asked: values.extremes(asked, metric)
     if not question.has_audit():
         return lambda asked: concepts.explain(asked, metric)
@@ -102,7 +116,7 @@ def _number(question: Question) -> Reply | None:
 
 
 def _metric_in(question: Question) -> str | None:
-    words = _METRIC_WORDS.findall(question.lower)
+    words = [word for word in _METRIC_WORDS.findall(question.lower) if word.strip("_0123456789")]
     pairs = [" ".join(pair) for pair in pairwise(words)]
     metrics = [named(part) for part in (*pairs, *(word for word in words if len(word) > 2))]
     return next((name for name in metrics if name in METRICS), None)
@@ -130,9 +144,9 @@ def _topic(question: Question) -> Reply | None:
 
 def _difference(question: Question) -> Reply | None:
     """`the difference between alpha and alpha_hill`: both, one after the other."""
-    match = re.search(r"differences? between (.+?) and (.+?)\s*[?.!]*$", question.lower)
-    topics_named = [named(part) for part in match.groups()] if match else []
-    both = [name for name in topics_named if name is not None]
+    match = re.search(r"differences? between ", question.lower)
+    sides = question.lower[match.end() :].partition(" and ")[::2] if match else ()
+    both = [name for name in map(named, sides) if name is not None]
     if len(both) != 2:
         return None
     return lambda asked: "\n\n---\n\n".join(concepts.explain(asked, name) for name in both)

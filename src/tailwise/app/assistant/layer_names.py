@@ -10,7 +10,7 @@ from tailwise.audits.audit import Audit
 from tailwise.audits.rows import LayerRow
 from tailwise.core.errors import near_names
 
-_BLOCK = re.compile(r"\b(?:layers?|blocks?|blk|h)[\s._#]*(?:no\.?|number)?\s*(\d{1,5})\b", re.IGNORECASE)
+_BLOCK = re.compile(r"\b(?:layers?|blocks?|blk|h)[\s._#]{0,4}(?:no\.?|number)?\s{0,4}(\d{1,5})\b", re.IGNORECASE)
 _MOST_NAMED = 5  # words of a question that near names are looked for
 _WORD = re.compile(r"[a-z0-9_]+")
 #: Words that people use → a part of the role's name. Order does not matter: every match narrows.

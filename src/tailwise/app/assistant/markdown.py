@@ -12,8 +12,7 @@ from tailwise.app.assistant.answer import Fact, Link
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # Bounded, so that a text of nothing but brackets takes no time; the longest link of ours is well below.
-_LINK = re.compile(r"(?<!\\)\[((?:\\.|[^\]\\]){0,450})\]\((?:\\.|[^)\\\s]){0,2000}\)")
-_ADDRESS = re.compile(r"\]\(/(?![/\\])[^)\s]*\)$")
+_LINK = re.compile(r"(?<!\\)\[((?:\\.|[^\]\\]){0,450})\]\(((?:\\.|[^)\\\s]){0,2000})\)")
 _LONGEST = 200
 
 
@@ -55,9 +54,14 @@ def own_links(text: str) -> str:
     out as soon as the text is drawn.
     """
     bare = re.sub(r"(?<!!)!+(?=\[)", "", clean_lines(text))
-    bare = re.sub(r"(?m)^[ ]{0,3}\[[^\]\n]{0,600}\]:\s*\S+.*$", "", bare)  # definitions of links
+    bare = re.sub(r"(?m)^[ ]{0,3}\[[^\]\n]{0,600}\]:.*", "", bare)  # definitions of links
     bare = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", bare)
-    return _LINK.sub(lambda match: match[0] if _ADDRESS.search(match[0]) else match[1], bare)
+    return _LINK.sub(lambda match: match[0] if _is_own(match[2]) else match[1], bare)
+
+
+def _is_own(address: str) -> bool:
+    outside = address[:1] != "/" or address[1:2] in ("/", "\\")
+    return not outside and not any(sign == ")" or sign.isspace() for sign in address)
 
 
 def plain(text: str) -> str:

@@ -17,19 +17,20 @@ from tailwise.app.assistant.markdown import plain
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile(r"(?<=10)(⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
-_LIST = re.compile(r"(?m)^[ \t>]*(?:[#*+-]+[ \t]+)?\d{1,3}[.)](?=\s)")
+_LIST = re.compile(r"(?m)^[ \t>]{0,40}(?:[#*+-]{1,9}[ \t]{1,9})?\d{1,3}[.)](?=\s)")
 #: Codes, names of layers, models and formats: a letter first, and anything that hangs together with it.
-_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*(?:[./\-#:@]+\w+)*")
+_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*(?:[./\-#:@]{1,9}\w+)*")
 _DECIMAL_AFTER_DASH = re.compile(r"^[^\W\d_]+-(?=\d+\.\d+$)")
-_PLACE = re.compile(r"(?i)\b((?:layer|block)s?\s+(?:no\.\s*)?)(\d+(?:\s*(?:,|and|or|to|–|-)\s*\d+)*)")
+_PLACE = re.compile(r"(?i)\b((?:layer|block)s?\s{1,4}(?:no\.\s{0,4})?)(\d+(?:\s{0,4}(?:,|and|or|to|–|-)\s{0,4}\d+)*)")
 #: Behind a word or a bracket, and before the end of a sentence or a bracket: not "2024 eigenvalues".
-_YEAR = re.compile(r"(?m)(?:(?<=\()|(?<=al\. )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|\s*$)")
-#: What a list goes on with: the names before it, as far back as the sentence goes, and how many are left out.
-_MORE = re.compile(r"(?P<named>[^\n;:]*?),? (?:and|…) (?P<more>\d[\d,]*) (?:more|others)\b")
+_YEAR = re.compile(r"(?m)(?:(?<=\()|(?<=al\. )|(?<=[a-z] )|(?<=[a-z], ))(?:19[5-9]\d|20[0-3]\d)(?=[).,;:]|[ \t]{0,9}$)")
+#: What a list goes on with: how many are left out.
+_MORE = re.compile(r",? (?:and|…) (\d[\d,]{0,30}) (?:more|others)\b")
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)])[-−+])?(?<![\w.])(?P<digits>\d{1,3}(?:[, \u202f]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:[eE](?P<exponent>[-+−]?\d+)|\s*[×x·]\s*10\^(?P<power>[-−]?\d+))?"
-    r"(?P<unit>\s*(?:%|percent\b|thousand\b|million\b|billion\b)|[kKMBG]\b)?"
+    r"(?P<sign>(?<![\w.)])[-−+])?(?<![\w.])"
+    r"(?P<digits>\d{1,3}(?:[, \u202f]\d{3}){1,30}(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:[eE](?P<exponent>[-+−]?\d+)|\s{0,4}[×x·]\s{0,4}10\^(?P<power>[-−]?\d+))?"
+    r"(?P<unit>\s{0,4}(?:%|percent\b|thousand\b|million\b|billion\b)|[kKMBG]\b)?"
 )
 _UNITS = {"k": 1e3, "K": 1e3, "thousand": 1e3, "M": 1e6, "million": 1e6, "B": 1e9, "G": 1e9, "billion": 1e9}
 #: From here on a whole number may stand for one that is not: 12 for 12.3, but not 2 for 2.31.
@@ -83,15 +84,25 @@ def unverified(text: str, answers: Iterable[Fact]) -> tuple[str, ...]:
     known = Known()
     for fact in answers:
         known.take(fact)
-    shown = _MORE.sub(lambda match: "" if _is_rest(match, known) else match[0], plain(text))
-    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), shown)
+    shown = _PLACE.sub(lambda match: match[1] + _left(match[2], known), _without_rests(plain(text), known))
     return tuple(dict.fromkeys(number.text for number in numbers_in(shown) if not known.has(number)))
 
 
-def _is_rest(found: re.Match[str], known: Known) -> bool:
+def _without_rests(text: str, known: Known) -> str:
+    """The text without "a, b and 41 more", as far back as the sentence goes, where that is what is left of a list."""
+    parts, at = [], 0
+    for found in _MORE.finditer(text):
+        begin = max(at, *(text.rfind(sign, at, found.start()) + 1 for sign in "\n;:"))
+        rest = _is_rest(text[begin : found.start()], found[1], known)
+        parts.append(text[at : begin if rest else found.end()])
+        at = found.end()
+    return "".join([*parts, text[at:]])
+
+
+def _is_rest(named: str, more: str, known: Known) -> bool:
     """Whether "a, b and 41 more" leaves out as many as some list is longer than what is named of it."""
-    named = found["named"].count(",") + 1
-    return any(float(int(found["more"].replace(",", "")) + count) in known.values for count in range(1, named + 1))
+    left_out = int(more.replace(",", ""))
+    return any(float(left_out + count) in known.values for count in range(1, named.count(",") + 2))
 
 
 def _left(numbers: str, known: Known) -> str:

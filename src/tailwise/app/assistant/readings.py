@@ -5,9 +5,10 @@ The offline answers, the language model's prompt and the tests take it from here
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tailwise.app.assistant.question_wording import Wording
 
 _HELP = "WeightWatcher's help page"
 _HTSR = "Martin, Peng & Mahoney 2021"
@@ -20,12 +21,15 @@ class ValueMeaning:
     title: str
     meaning: str
     source: str
-    pattern: str  # of a question in lower case that asks for it
+    asked: Wording  # of a question in lower case, with single spaces
     see: tuple[str, ...] = ()  # rules, charts and metrics
 
 
 _ALPHA = r"(?:\balpha\b|α|\bexponent\b)"
-_ASKS = r"(?:mean|good|bad|why|what|say|tell|read|\bis\b|should|worry)"
+_ASKS = Wording(r"mean|good|bad|why|what|say|tell|read|\bis\b|should|worry|how")
+_WHICH_LAYERS = Wording(
+    r"\b(which|what|how many|list|show)\b.*\b(layers?|matrix|matrices|blocks?|roles?)\b.*\b(have|has|with|are|is)\b"
+)
 
 READINGS: Mapping[str, ValueMeaning] = {
     item.title: item
@@ -37,7 +41,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "occur in healthy models; many at once are a warning, and correlation traps beside them make it likelier. "
             "Only where D is small; where the fit has most of the spectrum it describes the bulk.",
             f"{_HTSR}; {_HELP}",
-            rf"{_ALPHA}.*(?:below|under|less than|smaller than|<)\s*2\b|low {_ALPHA}",
+            Wording(rf"{_ALPHA}.*(?:below|under|less than|smaller than|<) ?2\b", rf"low {_ALPHA}"),
             ("TW204", "TW205", "alpha_hist"),
         ),
         ValueMeaning(
@@ -46,7 +50,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "large there is no power law, which is no verdict; `alpha_hill` beside its noise tells untrained layers "
             "better. Between 4 and 6 the tail is weakly heavy.",
             f"{_HTSR}; {_HELP}",
-            rf"{_ALPHA}.*(?:above|over|greater than|more than|larger than|>)\s*(?:6|5|4)\b|high {_ALPHA}",
+            Wording(rf"{_ALPHA}.*(?:above|over|greater than|more than|larger than|>) ?(?:6|5|4)\b", rf"high {_ALPHA}"),
             ("TW203", "TW202", "hill_by_layer"),
         ),
         ValueMeaning(
@@ -56,8 +60,10 @@ READINGS: Mapping[str, ValueMeaning] = {
             "ranked "
             "by it alone.",
             f"{_HELP}; docs/definitions.md",
-            r"(?:high|large|low|small|near 1|close to 1).*(?:1\s*[-−–]\s*rd|one_minus_rd|\brd\b)|"
-            r"(?:1\s*[-−–]\s*rd|one_minus_rd).*(?:high|large|low|small|near|close|good|bad|\bof\s*(?:0?\.\d|1\b))",
+            Wording(
+                r"high|large|low|small|near 1|close to 1.*1 ?[-−–] ?rd|one_minus_rd|\brd\b",
+                r"1 ?[-−–] ?rd|one_minus_rd.*high|large|low|small|near|close|good|bad|\bof ?(?:0?\.\d|1\b)",
+            ),
             ("one_minus_rd", "rd_vs_alpha"),
         ),
         ValueMeaning(
@@ -66,7 +72,9 @@ READINGS: Mapping[str, ValueMeaning] = {
             "learning, and of two models with one accuracy the lower is preferred; a sharp loss against its "
             "neighbours, or a rank near 1, is collapse or saturation.",
             f"{_HELP}; the HT-SR singular-entropy manual",
-            r"(?:low|small|falling|dropping|high).*effective.?rank|effective.?rank.*(?:low|small|near|fall|drop|high)",
+            Wording(
+                r"low|small|falling|dropping|high.*effective.?rank", r"effective.?rank.*low|small|near|fall|drop|high"
+            ),
             ("TW301", "TW302", "effective_rank_by_layer"),
         ),
         ValueMeaning(
@@ -74,7 +82,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "The fitted tail is the one whose volume is conserved: critical balance, the ideal of the trace-log (ERG) "
             "condition. Far below 0 the fitted tail is shorter, far above longer; read α of such layers with reserve.",
             "Martin & Hinrichs 2025, SETOL",
-            r"det\s?x.*(?:0|zero|near|negative|positive|high|low)|(?:erg|critical).*(?:near|0|zero)",
+            Wording(r"det ?x.*0|zero|near|negative|positive|high|low", r"erg|critical.*near|0|zero"),
             ("TW402", "detX_by_layer"),
         ),
         ValueMeaning(
@@ -84,7 +92,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "of over-fitting or too large a learning rate, the more so beside α below 2; 0 is good. Layers with "
             "outlier features by design have them too.",
             f"{_HELP}; rule TW205",
-            r"(?:many|more|several|few|any|high|number of).*\btraps?\b|\btraps?\b.*(?:many|mean|good|bad)",
+            Wording(r"many|more|several|few|any|high|number of.*\btraps?\b", r"\btraps?\b.*many|mean|good|bad"),
             ("TW205", "traps_by_layer"),
         ),
         ValueMeaning(
@@ -93,7 +101,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "initialisation, a learning rate too high for that layer, or a merge; it hurts stability, quantization "
             "and merging.",
             f"{_HELP}; rule TW401",
-            r"(?:what|why|mean|high|large|jump).*\bscale\b|\bscale\b.*(?:mean|high|large|jump)",
+            Wording(r"what|why|mean|high|large|jump.*\bscale\b", r"\bscale\b.*mean|high|large|jump"),
             ("TW401", "scale_by_layer"),
         ),
         ValueMeaning(
@@ -102,7 +110,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "while the vocabulary wants many. It is looked for where a layer feeds a softmax: the head, or an "
             "embedding that is tied to it. Remedies: a larger hidden size, a curriculum, a penalty on the spectrum.",
             "Yang et al. 2018, arXiv:1711.03953; Godey et al. 2024, arXiv:2404.07647",
-            r"softmax.?bottleneck|head .*saturat|saturat.*head",
+            Wording(r"softmax.?bottleneck", r"head .*saturat", r"saturat.*head"),
             ("TW302", "entropy_by_layer"),
         ),
         ValueMeaning(
@@ -112,7 +120,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "Here `tailwise plan prune --allocator alpha`. On two small models it did not reliably beat the same "
             "amount everywhere; `auto` tries it beside the others, `tailwise predict` measures whether α predicts it.",
             "Lu et al. 2024, arXiv:2410.10912; docs/evidence.md",
-            r"alpha.?pruning",
+            Wording(r"alpha.?pruning"),
             ("auto", "sparsity"),
         ),
         ValueMeaning(
@@ -121,7 +129,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "`auto` tries 0.05 to 0.5; `tailwise plan tau MODEL --calibration TEXT --chart x.png` draws the loss "
             "over τ.",
             "Lu et al. 2024, arXiv:2410.10912",
-            r"\btau\b|τ",
+            Wording(r"\btau\b|τ"),
             ("auto",),
         ),
         ValueMeaning(
@@ -132,7 +140,7 @@ READINGS: Mapping[str, ValueMeaning] = {
             "audits that do not fit. After training: once for each model that is kept, and again after fine-tuning, "
             "pruning or merging.",
             "docs/training.md",
-            r"how often.*(?:audit|measure|look|check|monitor|run)|(?:audit|monitor).*how often|every how many",
+            Wording(r"how often.*audit|measure|look|check|monitor|run", r"audit|monitor.*how often", r"every how many"),
             ("audit", "alarm"),
         ),
     )
@@ -141,10 +149,8 @@ READINGS: Mapping[str, ValueMeaning] = {
 
 def reading_of(question: str) -> ValueMeaning | None:
     """The reading that a question in lower case asks for; None where it asks which layers are so."""
-    if re.search(r"\b(which|what|how many|list|show)\b[^?]*\b(layers?|matri\w+|blocks?|roles?)\b.*"
-                 r"\b(have|has|with|are|is)\b", question) and "softmax" not in question:  # fmt: skip
+    if "softmax" not in question and any(_WHICH_LAYERS.fits(sentence) for sentence in question.split("?")):
         return None
-    for item in READINGS.values():
-        if re.search(item.pattern, question) and re.search(_ASKS + r"|^\W*\S+\W*$|how", question):
-            return item
-    return None
+    if not (_ASKS.fits(question) or len(question.strip(" ?.!").split()) == 1):
+        return None
+    return next((item for item in READINGS.values() if item.asked.fits(question)), None)

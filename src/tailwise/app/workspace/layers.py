@@ -18,7 +18,8 @@ Record = Mapping[str, Any]
 #: Columns that hold words; all others hold numbers.
 WORDS = ("name", "role", "shape", "dtype", "status", "findings")
 FACTS = ("name", "role", "block", "shape", "parameters", "dtype", "status", "findings")
-_CONDITION = re.compile(r"([A-Za-z]\w*)\s*(<=|>=|!=|==|=|<|>|:)\s*(\S+)")
+#: In a text with single spaces. A name has an end, so that letters without one are not gone through from each of them.
+CONDITION = re.compile(r"([A-Za-z]\w{0,79}) ?(<=|>=|!=|==|=|<|>|:) ?(\S+)")
 _MOST_TEXT = 400
 
 
@@ -84,9 +85,9 @@ def select(rows: Sequence[Record], query: Query) -> LayerPage:
 
 
 def _matching(rows: Sequence[Record], text: str) -> list[Record]:
-    known = columns(rows)
-    tests = [_condition(match, known) for match in _CONDITION.finditer(text)]
-    words = _CONDITION.sub(" ", text).lower().split()
+    known, text = columns(rows), " ".join(text.split())
+    tests = [_condition(match, known) for match in CONDITION.finditer(text)]
+    words = CONDITION.sub(" ", text).lower().split()
     return [row for row in rows if all(test(row) for test in tests) and (not words or _holds(row, words))]
 
 

@@ -85,5 +85,5 @@ def _rule(kind: str, rule: Rule[Any, Any]) -> Fact:
 
 def codes_in(text: str) -> list[str]:
     """Codes of rules and alarms that a text names and that there are."""
-    codes = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,}\d{3}\b", text)]
+    codes = [code.upper() for code in re.findall(r"\b[A-Za-z]{2,20}\d{3}\b", text)]
     return [code for code in dict.fromkeys(codes) if code in RULES or code in ALARM_RULES]

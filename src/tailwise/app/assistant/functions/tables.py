@@ -9,7 +9,7 @@ from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.functions.audits import AUDIT
 from tailwise.app.assistant.functions.function import Place, function
 from tailwise.app.workspace import links
-from tailwise.app.workspace.layers import FACTS, Query, records, select
+from tailwise.app.workspace.layers import CONDITION, FACTS, Query, records, select
 from tailwise.app.workspace.layers import columns as columns_of
 from tailwise.core.errors import UsageError, unknown_name
 from tailwise.spectrum.metrics.metric import METRICS
@@ -18,9 +18,8 @@ _MOST = 50
 _MOST_LINKS = 5
 _DEFAULT = "name,role,block,alpha,alpha_hill,stable_rank"
 _HOW = "conditions and words that must all hold: alpha > 6 role:mlp_up block <= 3 findings:TW203 (: contains)"
-_AND = re.compile(r"\s+and\s+|\s*[,;]\s*", re.IGNORECASE)
-_TILDE = re.compile(r"\s*~\s*")
-_CONDITION = re.compile(r"[A-Za-z]\w*\s*(?:<=|>=|!=|==|=|<|>|:)\s*\S+")
+_AND = re.compile(r" and | ?[,;] ?", re.IGNORECASE)
+_TILDE = re.compile(r" ?~ ?")
 
 
 @function(
@@ -69,7 +68,7 @@ def _check(wanted: list[str], rows: list[dict[str, object]]) -> None:
 
 def filter_of(where: str) -> str:
     """The filter as the table takes it; "and", commas and ~ are taken too, as models write them."""
-    text = _TILDE.sub(":", _AND.sub(" ", where)).replace('"', "").replace("'", "").strip()
-    if re.search(r"[<>=:]", _CONDITION.sub(" ", text)):
+    text = _TILDE.sub(":", _AND.sub(" ", " ".join(where.split()))).replace('"', "").replace("'", "").strip()
+    if re.search(r"[<>=:]", CONDITION.sub(" ", " ".join(text.split()))):
         raise UsageError(f"{where[:60]!r} is not a filter", fix=_HOW)
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 
 from tailwise.app.assistant.answer import Fact
@@ -12,7 +11,7 @@ from tailwise.app.assistant.replies.question import Question
 from tailwise.app.assistant.words import count, listed, num, signed
 from tailwise.app.workspace import links
 
-_BOTH = re.compile(r"(?:compare|between|from)\s+(\S+)\s+(?:and|with|to|against|vs\.?)\s+(\S+?)[?.!]*$")
+_BEFORE, _AMID = ("compare", "between", "from"), frozenset({"and", "with", "to", "against", "vs", "vs."})
 _NUMBERS = ("mean_alpha", "mean_alpha_hill", "mean_stable_rank", "mean_log_spectral_norm")
 
 
@@ -38,8 +37,9 @@ def compare(question: Question) -> str:
 
 def sides(question: Question) -> tuple[str, str]:
     """Before and after."""
-    match = _BOTH.search(question.lower)
-    pair = [question.titled(part) for part in match.groups()] if match else []
+    words = question.lower.rstrip(" ?.!").split()[-4:]  # "compare A and B" at the end
+    ends = words[1::2] if len(words) == 4 and words[0].endswith(_BEFORE) and words[2] in _AMID else []
+    pair = [question.titled(end) for end in ends]
     named = [name for name in pair if name] if all(pair) else question.mentioned()
     if len(named) >= 2:
         return named[0], named[1]

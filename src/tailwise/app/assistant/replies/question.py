@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tailwise.app.assistant.answer import Fact
@@ -35,10 +36,10 @@ class Question:
     place: Place
     facts: list[Fact] = field(default_factory=list)
 
-    @property
+    @cached_property
     def lower(self) -> str:
         """In small letters, with single spaces."""
-        return re.sub(r"\s+", " ", self.text.lower()).strip()
+        return " ".join(self.text.lower().split())
 
     def ask(self, function: str, **arguments: Any) -> Fact:
         """What a function gives, kept among the facts. `CannotAnswerError` where it cannot."""
@@ -97,5 +98,10 @@ class Question:
 
 
 def _at(text: str, name: str) -> int:
-    match = re.search(rf"(?<![\w.-]){re.escape(name.lower())}(?![\w-])", text)
-    return match.start() if match else -1
+    """Where a text has a name that is not a part of a longer one; -1 where nowhere."""
+    name, at = name.lower(), -1
+    while (at := text.find(name, at + 1)) >= 0:
+        before, behind = text[max(at - 1, 0) : at], text[at + len(name) :][:1]
+        if not (before.isalnum() or before in tuple("_.-") or behind.isalnum() or behind in tuple("_-")):
+            return at
+    return -1

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from tailwise.app.assistant.markdown import escape, link, prose
+from tailwise.app.assistant.question_wording import Wording
 from tailwise.app.assistant.replies.question import Question
 from tailwise.app.assistant.words import listed
 from tailwise.app.workspace import links
 
 #: Words of a question → the rules that look for it.
-TOPICS: Mapping[str, tuple[str, ...]] = {
-    r"under-?\s?(train|fit)|train (it |this )?(for )?(longer|more)|not trained|untrained|trained enough":
+TOPICS: Mapping[Wording, tuple[str, ...]] = {
+    Wording(r"under-?\s?(train|fit)|train (it |this )?(for )?(longer|more)|not trained|untrained|trained enough"):
         ("TW201", "TW202", "TW203", "TW303"),
-    r"over-?\s?(train|fit)|memori[sz]": ("TW204", "TW205"),
-    r"\btrust\b|\breliable\b|good fit|fit(s|ted)? well|\bfit error": ("TW501", "TW502"),
-    r"depth|deep layers|deeper": ("TW101", "TW102"),
-    r"collaps|low[- ]rank|rank[- ]defic": ("TW301", "TW302", "TW603"),
-    r"blow|explo|\bjump": ("TW401",),
-    r"\bnans?\b|\binf(inite|inity)?\b|not finite": ("TW601",),
-    r"duplicate|identical|the same layer": ("TW604",),
-    r"\bdead\b|\bzero (row|col)": ("TW602",),
-    r"isotrop|random (matri|layer)|\bnoise\b": ("TW201", "TW303"),
+    Wording(r"over-?\s?(train|fit)|memori[sz]"): ("TW204", "TW205"),
+    Wording(r"\btrust\b|\breliable\b|good fit|fit(s|ted)? well|\bfit error"): ("TW501", "TW502"),
+    Wording(r"depth|deep layers|deeper"): ("TW101", "TW102"),
+    Wording(r"collaps|low[- ]rank|rank[- ]defic"): ("TW301", "TW302", "TW603"),
+    Wording(r"blow|explo|\bjump"): ("TW401",),
+    Wording(r"\bnans?\b|\binf(inite|inity)?\b|not finite"): ("TW601",),
+    Wording(r"duplicate|identical|the same layer"): ("TW604",),
+    Wording(r"\bdead\b|\bzero (row|col)"): ("TW602",),
+    Wording(r"isotrop|random (matri|layer)|\bnoise\b"): ("TW201", "TW303"),
 }  # fmt: skip
 
 
 def topic_of(question: Question) -> tuple[str, ...]:
     """The rules that a question is about."""
-    return next((codes for pattern, codes in TOPICS.items() if re.search(pattern, question.lower)), ())
+    return next((codes for wording, codes in TOPICS.items() if wording.fits(question.lower)), ())
 
 
 def topic(question: Question) -> str:

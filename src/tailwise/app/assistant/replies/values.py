@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tailwise.app.assistant.answer import Fact
 from tailwise.app.assistant.charts import chart_of
 from tailwise.app.assistant.markdown import escape, link
+from tailwise.app.assistant.question_wording import Wording
 from tailwise.app.assistant.replies.concepts import explain
 from tailwise.app.assistant.replies.question import CannotAnswerError, Question
 from tailwise.app.assistant.words import alpha, count, num
@@ -18,9 +19,9 @@ _MOST_LISTED = 10
 _SIGNS = {">=": ">=", "<=": "<=", ">": ">", "<": "<", "above": ">", "over": ">", "greater than": ">", "more than": ">",
           "larger than": ">", "at least": ">=", "below": "<", "under": "<", "less than": "<", "smaller than": "<",
           "at most": "<="}  # fmt: skip
-BOUND = re.compile(rf"({'|'.join(_SIGNS)})\s*(\d{{1,12}}(?:\.\d{{1,12}})?)")
-HIGH = r"\b(highest|largest|biggest|max|maximum|most|top)\b"
-LOW = r"\b(lowest|smallest|min|minimum|least)\b"
+BOUND = re.compile(rf"({'|'.join(_SIGNS)}) ?(\d{{1,12}}(?:\.\d{{1,12}})?)")
+HIGH = Wording(r"\b(highest|largest|biggest|max|maximum|most|top)\b")
+LOW = Wording(r"\b(lowest|smallest|min|minimum|least)\b")
 
 
 def number(question: Question, metric: str) -> str:
@@ -94,8 +95,8 @@ def beyond(question: Question, metric: str) -> str:
     return f"{head}:\n\n" + "\n".join(lines)
 
 
-AGGREGATE = r"\b(mean|average|avg|median|typical|overall)\b|\b(by|per|for each|of each) role\b"
-_HOW = {"median": r"\bmedian|typical", "mean": r"\bmean|average|avg|overall"}
+AGGREGATE = Wording(r"\b(mean|average|avg|median|typical|overall)\b|\b(by|per|for each|of each) role\b")
+_HOW = {"median": Wording(r"\bmedian|typical"), "mean": Wording(r"\bmean|average|avg|overall")}
 
 
 def aggregate(question: Question, metric: str) -> str:
@@ -103,11 +104,12 @@ def aggregate(question: Question, metric: str) -> str:
     name, meant = question.audit(), question.layers()
     roles = list(dict.fromkeys(row.role for row in meant.rows))
     fact = question.ask("aggregate", audit=name, metric=metric, role=roles[0] if len(roles) == 1 else "")
-    how = next((key for key, pattern in _HOW.items() if re.search(pattern, question.lower)), "median")
+    how = next((key for key, wording in _HOW.items() if wording.fits(question.lower)), "")
+    asked_alone, how = not how, how or "median"
     by_role = [item for item in fact["by_role"] if not roles or item["role"] in roles]
     lines = [f"- {item['role']}: {_counted(item, how)}" for item in by_role]
     split = len(by_role) > 1 and (len(roles) > 1 or re.search(r"\brole", question.lower) is not None)
-    if len(roles) > 1 or (split and not re.search("|".join(_HOW.values()), question.lower)):
+    if len(roles) > 1 or (split and asked_alone):
         return f"{how.capitalize()} {escape(metric)} by role:\n\n" + "\n".join(lines)
     where = f" of {roles[0]}" if len(roles) == 1 else ""
     head = f"{how.capitalize()} {escape(metric)}{where}: {_counted(fact, how)}."
@@ -133,14 +135,16 @@ def _not_measured(fact: Fact) -> str:
     return f"Not measured: {', '.join(why) or 'none'}."
 
 
-_COUNTS: tuple[tuple[str, Callable[[Fact], str]], ...] = (
-    (r"\bparam|\bweights\b", lambda fact: (
+_LAYERS, _NOTHING = Wording(r"layer|matri"), Wording()
+#: What is said, what is not said beside it, and the answer.
+_COUNTS: tuple[tuple[Wording, Wording, Callable[[Fact], str]], ...] = (
+    (Wording(r"\bparam|\bweights\b"), _NOTHING, lambda fact: (
         f"{num(fact['parameters'])} parameters are in the {count(fact['matrices'], 'matrix', 'matrices')} measured.")),
-    (r"^(?!.*(layer|matri)).*\bblocks?\b(?! *\d)", lambda fact: f"{count(fact['blocks'], 'block')}."),
-    (r"\b(finding|warning|error|problem|note|issue)", _findings_counted),
-    (r"\btrusted|\bfits?\b", lambda fact: (
+    (Wording(r"\bblocks?\b(?! ?\d)"), _LAYERS, lambda fact: f"{count(fact['blocks'], 'block')}."),
+    (Wording(r"\b(finding|warning|error|problem|note|issue)"), _NOTHING, _findings_counted),
+    (Wording(r"\btrusted|\bfits?\b"), _NOTHING, lambda fact: (
         f"{num(fact['numbers'].get('trusted_fits', 0))} of {count(fact['matrices'], 'fit')} of alpha are trusted.")),
-    (r"not measured|unmeasured|left out|skipped", _not_measured),
+    (Wording(r"not measured|unmeasured|left out|skipped"), _NOTHING, _not_measured),
 )  # fmt: skip
 
 
@@ -148,8 +152,8 @@ def how_many(question: Question) -> str:
     """How many matrices, blocks, parameters or findings there are, of a role where one is named."""
     name, asked = question.audit(), question.lower
     fact = question.ask("audit", audit=name)
-    for pattern, reply in _COUNTS:
-        if re.search(pattern, asked):
+    for wording, without, reply in _COUNTS:
+        if wording.fits(asked) and not without.fits(asked):
             return reply(fact)
     meant = question.layers()
     if meant.rows and meant.words:
@@ -168,7 +172,7 @@ def extremes(question: Question, metric: str) -> str:
     name, meant = question.audit(), question.layers()
     condition = " and ".join(f"{column} = {value}" for column, value in _common(meant.rows))
     among = {row.name for row in meant.rows}
-    high, low = (re.search(pattern, question.lower) is not None for pattern in (HIGH, LOW))
+    high, low = HIGH.fits(question.lower), LOW.fits(question.lower)
     parts = []
     for words, down in (("Highest", True), ("Lowest", False)):
         if (down and low and not high) or (not down and high and not low):
