@@ -228,6 +228,12 @@ def test_of_several_configurations_one_is_the_default(place):
         documents_of(f"{place}:train")
 
 
+def test_a_folder_without_a_table_is_told(place):
+    refused(f"{place}:train", "no table in it")
+    (place / "a.xml").write_text("<a/>")
+    refused(f"{place}:train", "no table in it")
+
+
 def test_a_file_that_a_card_names_and_is_not_there_is_told(place):
     (place / "a.jsonl").write_text('{"text": "one"}\n')
     (place / ".huggingface.yaml").write_text("configs:\n- {config_name: x, data_files: b.jsonl}\n")

@@ -286,10 +286,10 @@ def _of_data_set(source: str, config: Any) -> tuple[Sequence[Any], list[int] | N
 def _of_files(datasets: Any, folder: Path, split: str, source: str) -> Any:
     """A split of a data set on this machine, of files that are named one by one: `datasets` is shown no card."""
     found = splits_of(folder.resolve(), _KINDS, source)
+    if found.kind is None:
+        raise UnreadableError("there is nothing in it that can be read", where=source, fix="give a folder of images")
     if split not in found.parts:
         raise UsageError(f"it has no split {split!r}", where=source, fix=f"name one of {', '.join(found.parts)}")
-    if found.kind is None:
-        raise UsageError("its files are none that can be read", where=source, fix="give a folder of images")
     files = {name: [_literal(path, source) for path in paths] for name, paths in found.parts.items()}
     return datasets.load_dataset(found.kind, data_files=files, split=split, trust_remote_code=False)
 

@@ -116,12 +116,14 @@ def _saved(root: Path, folder: Path) -> Subset:
 def _found(folder: Path, where: str) -> dict[str, Subset]:
     """Splits of a folder of tables."""
     found = splits_of(folder, KINDS, where)
+    if found.kind is None:
+        raise UnreadableError(
+            "there is no table in it that can be read", where=where, fix="give .jsonl, .parquet or .csv"
+        )
     parts = {}
     for split, paths in found.parts.items():
         if strange := next((path.name for path in paths if kind_of(path) is None), None):
             raise UsageError(f"{strange} is no kind of table that can be read", where=where,
                              fix="give .jsonl, .parquet or .csv, or unpack it")  # fmt: skip
         parts[split] = Subset(paths, found.separator or ",")
-    if not parts:
-        raise UsageError("there is no table in it", where=where, fix="give .jsonl, .parquet or .csv")
     return parts
