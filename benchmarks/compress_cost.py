@@ -8,8 +8,8 @@ SmolLM2-135M in bf16, calibrated on 16 windows of 512 tokens of WikiText-2 valid
 as a user starts it, on as many cores as there are; its wall and processor seconds and its peak of resident memory are
 those that the system counted for it. `run` goes on where the results end. llm-compressor pins other versions of what
 it needs, so it runs in an environment of its own; it is given the same windows, and the model in float32, as tailwise
-computes on a CPU: on a processor that does not multiply bfloat16, Wanda in that had not ended after four minutes, and took
-one in float32.
+computes on a CPU: on a processor that does not multiply bfloat16, Wanda in that had not ended after four minutes, and
+took one in float32.
 """
 
 from __future__ import annotations
