@@ -27,8 +27,25 @@ def _no_users_cache(tmp_path_factory):
         yield
 
 
+def _own_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("TAILWISE_")}
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _nothing_for_later_processes():
+    """What a command sets for the processes of its libraries ends with it, and here no process does.
+
+    Of our own variables nothing may be left: a command that a program calls must not change what it does next.
+    """
+    before, own = os.environ.get("PYTHONSAFEPATH"), _own_variables()
+    yield
+    if before is None:
+        os.environ.pop("PYTHONSAFEPATH", None)
+    assert _own_variables() == own
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(_nothing_for_later_processes, tmp_path, monkeypatch):
     monkeypatch.setenv("TAILWISE_CACHE", str(tmp_path / "tailwise-cache"))
 
 
@@ -83,15 +100,6 @@ def matrix_with():
         return (left * np.asarray(sigma)) @ right.T
 
     return build
-
-
-@pytest.fixture(autouse=True)
-def _nothing_for_later_processes():
-    """What a command sets for the processes of its libraries ends with it, and here no process does."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    yield
-    if before is None:
-        os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_the_reader_of_uploads(trapped):
     from tailwise.app import uploads
 
     audit = tailwise.audit({"w": np.eye(12)}, use_cache=False).save(Path("up.audit"))
-    uploads._read_apart(Path(audit).resolve(), 1 << 30)
+    uploads.check(Path(audit).resolve(), 1 << 30)
     assert not trapped.exists()
 
 

@@ -52,23 +52,23 @@ def mcp(
     """
     from tailwise.app.assistant.mcp_server import require_mcp, serve_stdio, server_of
     from tailwise.app.workspace.workspace import Workspace
-    from tailwise.checkpoints.formats.torch_pickle import NO_PICKLE
+    from tailwise.checkpoints.formats.torch_pickle import pickles_refused
 
     require_mcp()
     workspace = Workspace(roots or ["."], store=store)
-    os.environ[NO_PICKLE] = "1"  # models that agents name are read, as those of the app
     if allow_write and not workspace.roots[0].is_dir():
         raise UsageError("there is no folder to write into", where=workspace.roots[0], fix="give a folder first")
     server = server_of(workspace, _verbs() if allow_write else None)
-    if not http:
-        serve_stdio(server)
-        return
-    from tailwise.app.assistant.mcp_http import ListenAddress, serve_http
+    with pickles_refused():  # models that agents name are read as those of the app are
+        if not http:
+            serve_stdio(server)
+            return
+        from tailwise.app.assistant.mcp_http import ListenAddress, serve_http
 
-    if token_env != _TOKEN and not os.environ.get(token_env):
-        raise UsageError(f"the environment has no {token_env}", where="--token-env", fix="set it to a long secret")
-    address = ListenAddress(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
-    serve_http(server, address, lambda url: typer.echo(f"tailwise: listening on {url}; Ctrl-C ends it", err=True))
+        if token_env != _TOKEN and not os.environ.get(token_env):
+            raise UsageError(f"the environment has no {token_env}", where="--token-env", fix="set it to a long secret")
+        address = ListenAddress(host, port, comma_list(allow_host), os.environ.get(token_env) or None)
+        serve_http(server, address, lambda url: typer.echo(f"tailwise: listening on {url}; Ctrl-C ends it", err=True))
 
 
 def _verbs() -> Verbs:

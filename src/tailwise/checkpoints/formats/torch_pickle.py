@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,19 @@ def check_pickles_let_in(where: str, fix: str) -> None:
     """`UnsafeError` where the environment refuses pickles."""
     if os.environ.get(NO_PICKLE):
         raise UnsafeError(f"is a pickle, and {NO_PICKLE} refuses these", where=where, fix=fix)
+
+
+@contextlib.contextmanager
+def pickles_refused() -> Iterator[None]:
+    """The environment refuses pickles, of this process and of those that it starts."""
+    before = os.environ.get(NO_PICKLE)
+    os.environ[NO_PICKLE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(NO_PICKLE, None)
+        if before is not None:
+            os.environ[NO_PICKLE] = before
 
 
 def laid(name: str, tensor: torch.Tensor) -> Laid | None:
