@@ -37,7 +37,7 @@ OF_APPLY = (
     Option("images", list[str] | None, None,
            "Of a model that reads images beside text, where the plan names its vision tower: images, as "
            "`evaluate --images` takes them. May be repeated.", panel=_CAL, metavar="DIR"),
-    Option("samples", int, 128, "Windows or images drawn.", panel=_CAL, least=1),
+    Option("samples", int, 128, "Windows or images drawn; half as many take half as long.", panel=_CAL, least=1),
     Option("window", int, 512, "Tokens in a window.", panel=_CAL, least=2),
     Option("seed", int, 0, "Of the draw.", panel=_CAL),
     Option("bos", Bos, Begin.auto, panel=_CAL),

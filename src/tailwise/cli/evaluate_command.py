@@ -75,7 +75,9 @@ def evaluate(
     window: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Tokens in a window; 512, or less where the text is short, by default.", rich_help_panel=_HOW
+            min=2,
+            help="Tokens that the model sees at once; 512, or less where the text is short, by default.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     max_windows: Annotated[

@@ -29,7 +29,7 @@ def models_in(both: Sequence[Scores]) -> RenderableType:
     if any(scores.losses for scores in both):
         titles += ["perplexity", "95 %", "windows"]
     if any(scores.facts for scores in both):
-        titles += ["parameters", "zeros", "in blocks", "stored"]
+        titles += ["parameters", "exact zeros", "in blocks", "stored"]
     if any(scores.speed for scores in both):
         titles += ["prefill tokens/s", "decode tokens/s", "threads"]
     table = _grid(titles)
@@ -47,7 +47,7 @@ def _cells(scores: Scores) -> dict[str, str]:
         cells |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
         cells["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
     if (size := scores.facts) is not None:
-        cells |= {"parameters": f"{size.parameters:,}", "zeros": f"{size.sparsity:.1%}"}
+        cells |= {"parameters": f"{size.parameters:,}", "exact zeros": f"{size.sparsity:.1%}"}
         cells |= {"in blocks": f"{size.block_sparsity:.1%}", "stored": decimal(size.nbytes)}
     if (speed := scores.speed) is not None:
         cells |= {"prefill tokens/s": f"{speed.prefill:,.0f}", "threads": str(speed.threads)}
@@ -88,7 +88,7 @@ def changes_in(comparison: ScoreComparison) -> RenderableType | None:
     changes: list[ScoreChange] = [*([comparison.perplexity] if comparison.perplexity else []), *comparison.tasks]
     if not changes:
         return None
-    table = _grid(["against the base", "change", "95 %", "p", "pairs", "runs", "verdict"])
+    table = _grid(["against the base", "change", "95 %", "p", "pairs", "independent", "verdict"])
     for one in changes:
         change = "–" if one.change is None else f"{one.change:+z.4f}"
         if one is comparison.perplexity and comparison.ratio is not None:

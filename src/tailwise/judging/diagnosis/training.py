@@ -337,9 +337,10 @@ def over_training(case: Case) -> Verdict:
         if len(tails) < len(hit)
         else ""
     )
+    usual = " Healthy models have a few such layers: noted, no reason to act." if few else ""
     return RuleHit(
         f"alpha is significantly below {bound:g} in {len(hit)} of {count(len(fitted), 'well-fitted matrix')}: "
-        f"{named([row for row, _ in hit])}.{bulk}",
+        f"{named([row for row, _ in hit])}.{bulk}{usual}",
         evidence,
         "info" if few else None,
         tested=len(fitted),
