@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +16,7 @@ from markupsafe import Markup, escape
 from tailwise.app.guard import ADMITTED
 from tailwise.app.workspace import links
 from tailwise.core.harmless import visible
+from tailwise.report import grid
 from tailwise.report.health import LEVELS as HEALTH_LEVELS
 from tailwise.report.health import LIMIT as HEALTH_LIMIT
 
@@ -109,14 +109,7 @@ def number(value: object) -> str:
 
 def moment(value: float | str | None) -> str:
     """Seconds since the epoch or ISO text → day and minute, UTC."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value[:16].replace("T", " ")
-    try:
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):  # no clock has been there
-        return "–"
+    return value[:16].replace("T", " ") if isinstance(value, str) else grid.moment(value)
 
 
 def size(value: float) -> str:

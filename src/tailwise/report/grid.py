@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -81,6 +82,14 @@ class Grid:
 def cut_words(left: int, where: str = "more") -> str:
     """The line below a table of which so many lines are not shown."""
     return f"… and {left} {where}; --rows 0 shows all" if left else ""
+
+
+def moment(time: float | None) -> str:
+    """Seconds since the epoch → day and minute, UTC."""
+    try:
+        return "–" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # in no calendar
+        return "–"
 
 
 def to_csv(heads: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:

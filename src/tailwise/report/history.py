@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tailwise.audits.table import Table
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import UsageError
 from tailwise.history.read import KeptAlarm, KeptAudit, RunSummary
-from tailwise.report.grid import Grid, cut_words
+from tailwise.report.grid import Grid, cut_words, moment
 from tailwise.report.output_files import to_csv
 
 _MOST_COLUMNS = 8
@@ -49,7 +48,7 @@ def runs_view(runs: Sequence[RunSummary]) -> RenderableType:
     lines = []
     for run in runs:
         steps = "–" if run.first_step is None else f"{run.first_step} … {run.last_step}"
-        numbers = (steps, str(run.points), str(run.audits), str(run.alarms), _moment(run.updated))
+        numbers = (steps, str(run.points), str(run.audits), str(run.alarms), moment(run.updated))
         lines.append((run.name, *numbers))
     return Grid(("run", "steps", "points", "audits", "alarms", "written"), lines)
 
@@ -71,7 +70,7 @@ def run_view(run: RunView, rows: int) -> RenderableType:
 
 
 def _for_people(points: pa.Table) -> pa.Table:
-    times = pa.array([_moment(time) for time in points["time"].to_pylist()], pa.string())
+    times = pa.array([moment(time) for time in points["time"].to_pylist()], pa.string())
     scalars = [name for name in points.column_names if name not in ("step", "cadence", "time")]
     ordered = sorted(scalars, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     shown = ordered[: _MOST_COLUMNS - 1]
@@ -164,10 +163,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _moment(time: float | None) -> str:
-    try:
-        return "–" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):  # in no calendar
-        return "–"
