@@ -1,4 +1,9 @@
-"""Audits from an S3 (moto) and from a web server on loopback, both 50 ms away (`speed.py --part remote`)."""
+"""Audits from an S3 (moto) and from a web server on loopback, both 50 ms away (`speed.py --part remote`).
+
+The stores take processor time on the cores that the audit computes on: it is measured, and told beside. Where nginx is
+installed, with its module for Lua, it is the web server, and what stands before moto and waits; else a server and a
+pump in Python are, which take more.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,16 @@ import http.server
 import json
 import os
 import re
+import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -21,42 +30,136 @@ REGION = "us-east-1"
 
 
 def rows(folder: Path, rounds: int) -> list[str]:
-    """Wall seconds of an audit from each place, in turn."""
-    with _web(folder) as web, _s3(folder) as (endpoint, bucket):
-        places = {"local disk": str(folder), "S3": bucket, "web server": f"{web}/model.safetensors.index.json"}
-        found: dict[str, list[float]] = {name: [] for name in places}
+    """Wall seconds of an audit from each place, in turn, its processor seconds and those of the store."""
+    native = _native()
+    with _web(folder, native) as web, _s3(folder, native) as s3:
+        places = {"local disk": Place(str(folder)), "S3": s3, "web server": web}
+        found: dict[str, list[Took]] = {name: [] for name in places}
         for _ in range(rounds):
-            for name, address in places.items():
-                found[name].append(_audited(address, endpoint))
-    local = min(found["local disk"])
+            for name, place in places.items():
+                before = place.store_seconds()
+                wall, ours = _audited(place)
+                found[name].append(Took(wall, ours, place.store_seconds() - before))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    lines = [f"| SmolLM2-135M's shapes, bf16, {size / 1e6:.0f} MB | wall, least (median) | over local |",
-             "|---|---:|---:|"]  # fmt: skip
+    lines = [f"| SmolLM2-135M's shapes, bf16, {size / 1e6:.0f} MB | wall, least (median) | over local "
+             "| processor: audit | store |",
+             "|---|---:|---:|---:|---:|"]  # fmt: skip
+    local = min(one.wall for one in found["local disk"])
+    titles = {"local disk": "local disk", "S3": f"S3 (moto behind {native or 'Python'})",
+              "web server": f"web server ({native or 'Python'})"}  # fmt: skip
     for name, took in found.items():
-        lines.append(f"| {name} | {min(took):.1f} ({median(took):.1f}) s | {min(took) / local:.2f} × |")
+        least = min(took, key=lambda one: one.wall)
+        store = f"{least.store:.1f} s" if name in {"S3", "web server"} else "–"
+        middle = median(one.wall for one in took)
+        lines.append(f"| {titles[name]} | {least.wall:.1f} ({middle:.1f}) s | {least.wall / local:.2f} × "
+                     f"| {least.ours:.1f} s | {store} |")  # fmt: skip
     return lines
 
 
-def _audited(address: str, endpoint: str) -> float:
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint lies, and what its store has computed."""
+
+    address: str
+    endpoint: str = ""
+    store_seconds: Callable[[], float] = lambda: 0.0
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds of one audit: on the clock, of its processor, and of the store's."""
+
+    wall: float
+    ours: float
+    store: float
+
+
+def _native() -> str:
+    """`nginx`, if it can wait here."""
+    lua = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
+    return "nginx" if shutil.which("nginx") and lua.is_file() else ""
+
+
+def _seconds_of(*pids: int) -> float:
+    """Processor seconds of processes and of their children that run."""
+    total, tick = 0.0, os.sysconf("SC_CLK_TCK")
+    children = {int(path.name): _stat(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    for pid, stat in children.items():
+        if stat and (pid in pids or int(stat[1]) in pids):
+            total += (int(stat[11]) + int(stat[12])) / tick
+    return total
+
+
+def _stat(process: Path) -> list[str]:
+    """What stands in `/proc/PID/stat` behind the name."""
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _own_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _audited(place: Place) -> tuple[float, float]:
     program = (
         "import sys, time, fsspec, tailwise as tw\n"
         "fsspec.config.conf['s3'] = {'endpoint_url': sys.argv[2], 'key': 'k', 'secret': 's'}\n"
         "tw.audit({'up.weight': __import__('numpy').eye(400)}, use_cache=False)\n"
-        "began = time.perf_counter()\n"
+        "began, used = time.perf_counter(), time.process_time()\n"
         "found = tw.audit(sys.argv[1], use_cache=False)\n"
         "assert len(found) > 200, len(found)\n"
-        "print(time.perf_counter() - began)\n"
+        "print(time.perf_counter() - began, time.process_time() - used)\n"
     )
     environment = {**os.environ, "AWS_DEFAULT_REGION": REGION, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", program, address, endpoint], env=environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
+    command = [sys.executable, "-P", "-c", program, place.address, place.endpoint]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    return float(done.stdout.split()[-1])
+    wall, ours = done.stdout.split()[-2:]
+    return float(wall), float(ours)
 
 
 @contextlib.contextmanager
-def _web(folder: Path) -> Iterator[str]:
+def _nginx(location: str) -> Iterator[tuple[str, int]]:
+    """nginx with this in its one location, every answer a pause late: its address and its process."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as made:
+        settings = Path(made) / "nginx.conf"
+        settings.write_text(f"""
+load_module /usr/lib/nginx/modules/ndk_http_module.so;
+load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;
+daemon off; worker_processes 1; pid {made}/pid; error_log {made}/errors; user root;
+events {{ worker_connections 512; }}
+http {{
+  access_log off; sendfile on; lua_package_path "/usr/share/lua/5.1/?.lua;;";
+  client_body_temp_path {made}/a; proxy_temp_path {made}/b; fastcgi_temp_path {made}/c; uwsgi_temp_path {made}/d;
+  scgi_temp_path {made}/e; client_max_body_size 0;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ access_by_lua_block {{ ngx.sleep({PAUSE}) }} {location} }}
+  }}
+}}
+""")
+        server = subprocess.Popen(["nginx", "-c", str(settings), "-p", made], stderr=subprocess.DEVNULL)
+        try:
+            _wait_for(port)
+            yield f"http://127.0.0.1:{port}", server.pid
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@contextlib.contextmanager
+def _web(folder: Path, native: str) -> Iterator[Place]:
+    index = "model.safetensors.index.json"
+    if native:
+        with _nginx(f"root {folder};") as (address, pid):
+            yield Place(f"{address}/{index}", store_seconds=lambda: _seconds_of(pid))
+        return
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -92,17 +195,15 @@ def _web(folder: Path) -> Iterator[str]:
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}"
+    yield Place(f"http://127.0.0.1:{served.server_port}/{index}", store_seconds=_own_seconds)
     served.shutdown()
 
 
 @contextlib.contextmanager
-def _s3(folder: Path) -> Iterator[tuple[str, str]]:
+def _s3(folder: Path, native: str) -> Iterator[Place]:
     import fsspec
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = _free_port()
     store = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
@@ -111,10 +212,22 @@ def _s3(folder: Path) -> Iterator[tuple[str, str]]:
         fs = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}", key="k", secret="s")
         fs.mkdir("bucket")
         fs.put(str(folder), "bucket/model", recursive=True)
-        with _delayed(port) as far:
-            yield f"http://127.0.0.1:{far}", "s3://bucket/model"
+        if native:
+            passed = f"proxy_pass http://127.0.0.1:{port}; proxy_set_header Host $http_host; proxy_buffering off;"
+            with _nginx(passed) as (address, pid):
+                yield Place("s3://bucket/model", address, lambda: _seconds_of(pid, store.pid))
+        else:
+            with _delayed(port) as far:
+                address = f"http://127.0.0.1:{far}"
+                yield Place("s3://bucket/model", address, lambda: _own_seconds() + _seconds_of(store.pid))
     finally:
         store.terminate()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _wait_for(port: int) -> None:
@@ -122,7 +235,7 @@ def _wait_for(port: int) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.1)
-    sys.exit("moto's server did not start")
+    sys.exit("a server did not start")
 
 
 @contextlib.contextmanager
