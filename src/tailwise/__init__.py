@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
     from tailwise.core.recipe import Recipe, RunOptions
     from tailwise.history.one_table import table
+    from tailwise.history.over_steps import diagnose_run
     from tailwise.judging.compare.compare_audits import compare
     from tailwise.judging.compare.ranking import rank
     from tailwise.judging.diagnosis.diagnose import diagnose
@@ -77,6 +78,7 @@ _HOMES = {
     "check": "tailwise.judging.gates.checking",
     "compare": "tailwise.judging.compare.compare_audits",
     "diagnose": "tailwise.judging.diagnosis.diagnose",
+    "diagnose_run": "tailwise.history.over_steps",
     "evaluate": "tailwise.models.evaluation.evaluate",
     "fit_tail": "tailwise.spectrum.power_law",
     "load_pruned": "tailwise.models.walking.load_pruned",
@@ -103,8 +105,8 @@ __all__ = [
     "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
     "Spectrum",
     "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply", "audit",
-    "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric", "open_checkpoint",
-    "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
+    "check", "compare", "diagnose", "diagnose_run", "esd", "evaluate", "fit_tail", "load_pruned", "metric",
+    "open_checkpoint", "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Diagnosis: what the rules say of an audit, and the healthy models that it is compared with."""
+"""Diagnosis: what the rules say of an audit or of a run, and the healthy models that it is compared with."""
 
+from tailwise.history.over_steps import CheckpointHealth, RunDiagnosis, diagnose_run
 from tailwise.judging.diagnosis.atlas import Atlas
 from tailwise.judging.diagnosis.diagnose import diagnose
 from tailwise.judging.diagnosis.finding import Diagnosis, Evidence, Finding, Health, NotEvaluated, NotLooked, WorstLayer
@@ -10,6 +11,7 @@ __all__ = [
     "RULES",
     "Atlas",
     "AuditRule",
+    "CheckpointHealth",
     "Diagnosis",
     "Evidence",
     "Finding",
@@ -17,6 +19,8 @@ __all__ = [
     "NotEvaluated",
     "NotLooked",
     "Overrides",
+    "RunDiagnosis",
     "WorstLayer",
     "diagnose",
+    "diagnose_run",
 ]  # fmt: skip

@@ -247,7 +247,11 @@ def test_each_of_all_checkpoints_is_judged_and_one_saved_twice_is_told(call, run
     shutil.copy(run / "step-300" / "model.safetensors", run / "step-400" / "model.safetensors")
     out = call("audit", run, "--all-checkpoints")[1]
     of = {int(part.partition("  ")[0]): part for part in out.split("step ") if "  " in part and "matrices" in part}
-    assert all("unhealthy: " in part for part in of.values())
+    assert ["unhealthy: " in of[step] for step in (100, 200, 300, 400, 500)] == [False, False, True, True, True]
+    assert "not trained yet: " in of[100]
+    assert "Unhealthy from step 300 to the last: " in out
+    assert "The weights stand still from step 300 to step 400, to the byte." in out
+    assert "Not trained yet from step 100 to step 200, as runs begin." in out
     assert "(model.layers.1.mlp.up_proj), and 3 other findings" in of[300]
     assert "other findings" not in of[200]
     assert [step for step, part in of.items() if "the same weights as" in part] == [400]

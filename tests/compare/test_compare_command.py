@@ -35,6 +35,13 @@ def test_two_audits(call, here):
     assert call("compare", "a.audit", "a.audit")[1].count("all matrices are identical") == 1
 
 
+def test_weights_of_one_model_twice(call, here):
+    code, out, err = call("compare", "a.safetensors", "a.safetensors", "--weights")
+    assert (code, err) == (0, "")
+    assert "all matrices are identical" in out
+    assert "leading singular directions" not in out
+
+
 def test_a_model_is_audited_with_the_recipe_of_the_audit(call, here):
     tw.audit(here / "a.safetensors", estimator="mid", use_cache=False, baseline_replicas=2).save(here / "m.audit")
     code, out, _ = call("compare", "m.audit", "b.safetensors", "--json")

@@ -92,7 +92,7 @@ def test_a_worker_that_stands_still_is_not_waited_for(model, expected, cluster):
 def test_when_all_workers_are_gone_the_rest_is_marked_and_the_next_audit_goes_on(model, expected, cluster):
     where = f"dask://{cluster.address}"
     at = At(5, lambda: cluster.kill_workers(2))
-    cut = tw.audit(model, executor=where, progress=at, patience=2.0)
+    cut = tw.audit(model, executor=where, progress=at, patience=8.0)
     done = [row.name for row in cut.rows if row.measured]
     marked = [row for row in cut.rows if row.status == "FAILED"]
     assert len(done) >= 5

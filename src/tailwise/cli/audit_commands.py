@@ -297,6 +297,7 @@ def _all_checkpoints(
         except KeyboardInterrupt:
             typer.echo("tailwise: interrupted; what was audited is kept, the same command goes on", err=True)
             raise typer.Exit(130) from None
+    lines.conclude()
     if folder is not None:
         screen.print(f"audits in {folder}", soft_wrap=True, markup=False)
     if not good:

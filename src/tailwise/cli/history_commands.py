@@ -178,6 +178,7 @@ def watch(
                 good, idle = lines.say(outcome) and good, False
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        lines.conclude()
         if idle and not watched.waiting:
             typer.echo(f"tailwise: nothing new in {where}", err=True)
         for text in watched.odd:

@@ -82,8 +82,9 @@ class OutcomeLines:
     """What became of each checkpoint of a run, on a screen, in the order of their steps."""
 
     def __init__(self, screen: Console) -> None:
-        self._screen = screen
-        self._before: tuple[int, tuple[str, ...]] | None = None  # step and content of the last that was audited
+        from tailwise.history.over_steps import RunVerdicts
+
+        self._screen, self._verdicts = screen, RunVerdicts()
 
     def say(self, outcome: CheckpointOutcome) -> bool:
         """A line, and another where its weights are not healthy or those of the last one; whether all is well."""
@@ -98,16 +99,17 @@ class OutcomeLines:
             self._print(f"{head}  {outcome.trouble}", "red")
         return not outcome.trouble
 
-    def _judge(self, step: int, audit: Audit) -> None:
-        from tailwise.judging.diagnosis.diagnose import diagnose
+    def conclude(self) -> None:
+        """What all of them say of the run, where they are several."""
+        if len(found := self._verdicts.found.checkpoints) > 1:
+            odd = any(one.odd for one in found)
+            self._print(self._verdicts.found.conclusion, "yellow" if odd else "")
 
-        health = diagnose(audit).health
-        if health is not None and health.word in ("unhealthy", "needs a look"):
-            self._print(f"  {health.line}", "red" if health.word == "unhealthy" else "yellow")
-        content = tuple(row.digest for row in audit.rows)
-        if self._before is not None and any(content) and content == self._before[1]:
-            self._print(f"  the same weights as at step {self._before[0]}, to the byte", "yellow")
-        self._before = step, content
+    def _judge(self, step: int, audit: Audit) -> None:
+        one = self._verdicts.take(f"step {step}", audit)
+        styles = {"unhealthy": "red", "needs a look": "yellow"} if one.odd else {}
+        for line in one.lines:
+            self._print(f"  {line}", styles.get(one.health.word, "") if line == one.health.line else "yellow")
 
     def _print(self, line: str, style: str = "") -> None:
         self._screen.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

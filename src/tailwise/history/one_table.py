@@ -46,26 +46,32 @@ def table(
     >>> list(zip(joined["model"], joined["step"], joined["rows"]))
     [('run/step-10', 10, 64), ('run/step-20', 20, 64)]
     """
-    if isinstance(audits, Mapping):
-        names, listed = [str(name) for name in audits], [Audit.of(one) for one in audits.values()]
-    else:
-        one = isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable)
-        listed = [Audit.of(audits)] if one else [Audit.of(item) for item in audits]  # type: ignore[arg-type,union-attr]
-        names = [audit.model for audit in listed]
-    if not listed:
-        raise UsageError("there is no audit to make a table of", fix="give one, or a list of them")
-    if steps is not None and len(steps) != len(listed):
-        raise UsageError(f"{len(steps)} steps for {len(listed)} audits", fix="give one for each audit, or None")
-    found = (
-        steps if steps is not None else [_step_of(key) for key in (audits if isinstance(audits, Mapping) else names)]
-    )
     parts = []
-    for name, step, audit in zip(names, found, listed, strict=True):
+    for name, step, audit in listed(audits, steps):
         rows = audit.table(unmeasured=unmeasured).arrow
         model = pa.array([name] * rows.num_rows, pa.string())
         rows = rows.add_column(0, "step", pa.array([step] * rows.num_rows, pa.int64()))
         parts.append(rows.add_column(0, "model", model))
     return Table(pa.concat_tables(parts, promote_options="permissive"))
+
+
+def listed(
+    audits: AuditLike | Sequence[AuditLike] | Mapping[str, AuditLike] | Mapping[int, AuditLike],
+    steps: Sequence[int | None] | None,
+) -> list[tuple[str, int | None, Audit]]:
+    """Names, steps and audits, as they are given."""
+    if isinstance(audits, Mapping):
+        names, found = [str(name) for name in audits], [Audit.of(one) for one in audits.values()]
+    else:
+        one = isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable)
+        found = [Audit.of(audits)] if one else [Audit.of(item) for item in audits]  # type: ignore[arg-type,union-attr]
+        names = [audit.model for audit in found]
+    if not found:
+        raise UsageError("there is no audit", fix="give one, or a list of them")
+    if steps is not None and len(steps) != len(found):
+        raise UsageError(f"{len(steps)} steps for {len(found)} audits", fix="give one for each audit, or None")
+    keys = audits if isinstance(audits, Mapping) else names
+    return list(zip(names, steps or [_step_of(key) for key in keys], found, strict=True))
 
 
 def _step_of(name: object) -> int | None:

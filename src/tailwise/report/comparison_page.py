@@ -92,7 +92,7 @@ def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
         yield _roles(comparison)
     if any(not layer.identical for layer in comparison.layers):
         yield _layers(comparison, rows)
-    if any(layer.weights for layer in comparison.layers):
+    if any(layer.weights and not layer.identical for layer in comparison.layers):
         yield _weights(comparison, rows)
 
 
@@ -270,7 +270,8 @@ class _Drawn:
             max(len(head), *(len(line[index]) for line in self._grid.lines), 1)
             for index, head in enumerate(self._grid.heads)
         )
-        columns, last = [0, 1], len(widths)
+        last = len(widths)
+        columns = [0, 1] if last else [0]
         columns += [last] if self._grid.heads[-1] == "score" and last > 1 else []
         left = room - min(names, _NAME) - sum(_GAP + widths[index - 1] for index in columns[1:])
         for index in range(2, last + 1):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: A ratio that is told.
 _LEAP = 5.0
-_STILL = "By α no matrix moved"
+_STILL = "none of them in α beyond its error"
 #: (what it is called, metric, whether that is a decimal logarithm).
 _SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
 #: Behind a sentence that counts what is better and worse.
@@ -38,7 +38,7 @@ def conclusion(comparison: Comparison) -> str:
     size = magnitude(comparison)
     spectra, leaps = _of_spectra(comparison), _of_leaps(comparison)
     # What α does not show would read as the small print of an all-clear.
-    said = (leaps, spectra) if spectra.startswith(_STILL) else (spectra, leaps)
+    said = (leaps, spectra) if _STILL in spectra else (spectra, leaps)
     return " ".join(part for part in (f"{size}." if size else "", *said) if part)
 
 
@@ -65,7 +65,7 @@ def _of_spectra(comparison: Comparison) -> str:
                       if name in layer.deltas)  # fmt: skip
         if not claimed:
             return f"No verdict: of {_matrices(of)}, no change has an error to be held against{lost}."
-        return f"{_STILL} beyond its error: {changed} of {_matrices(of)} changed{lost}."
+        return f"{changed} of {_matrices(of)} changed, {_STILL}{lost}."
     return _of_those_that_moved(comparison, moved)
 
 

@@ -100,7 +100,7 @@ def tail_is_bulk(case: Case) -> Verdict:
         return None
     evidence = tuple(
         Evidence(row.name, "num_pl_spikes", value(row, "num_pl_spikes"), bound * evals(row),
-                 f"{fit_in_words(row)}: {shares[row.name]:.0%} > {bound:.0%}")
+                 f"{fit_in_words(row)}: {shares[row.name]:.1%} > {bound:.0%}")
         for row in hit
     )  # fmt: skip
     return RuleHit(

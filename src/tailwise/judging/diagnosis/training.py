@@ -356,7 +356,7 @@ def _beyond(case: Case, rows: list[LayerRow], bound: float, *, above: bool) -> l
 
 
 def _in_words(row: LayerRow, side: str, bound: float, p: float) -> str:
-    return f"{fit_in_words(row)}; {side} {bound:g}, adjusted p {p:.2g}"
+    return f"{fit_in_words(row)}; {side} {bound:g} by more than its error (adjusted p {p:.2g})"
 
 
 @rule(
