@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tailwise.audits.table import Table
 
 _BAD = ("needs a look", "unhealthy")
-#: The rule that finds what training has not moved yet: at the beginning of a run that is how things are.
-_UNTRAINED = frozenset({"TW201"})
+#: The rule that finds what training has not moved yet, which is how a run begins, and those that see no more than that.
+_NOISE, _AS_NOISE = "TW201", frozenset({"TW201", "TW202", "TW203", "TW303"})
 _MOST = 4  # stretches of a run that its line names
 
 
@@ -31,7 +31,7 @@ class CheckpointHealth(Brief):
     place: str  # the step, or the name of what has none
     diagnosis: Diagnosis
     health: Health  # the verdict in one line, as of a model alone
-    untrained: bool = False  # nothing is found but noise, and all checkpoints before it were so
+    untrained: bool = False  # it is found to be like noise, no more, and so were all before it
     same_as: str | None = None  # the place of the first checkpoint with these weights, to the byte, before it
 
     @property
@@ -145,7 +145,7 @@ class RunVerdicts:
         if before is not None and any(content) and content == self._content:
             same = before.same_as or before.place
         codes = {finding.code for finding in diagnosis.findings if not finding.noted}
-        untrained = bool(codes) and codes <= _UNTRAINED and (before is None or before.untrained)
+        untrained = _NOISE in codes and codes <= _AS_NOISE and (before is None or before.untrained)
         self._content = content
         self._found.append(CheckpointHealth(place, diagnosis, health, untrained, same))
         return self._found[-1]
