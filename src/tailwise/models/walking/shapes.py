@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.errors import MALFORMED, UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.walking.statistics import PLAIN
 
@@ -73,7 +73,7 @@ class Shapes:
                 )
             layers = {name: Sizes(**sizes) for name, sizes in document["layers"].items()}
             return Shapes(layers, {name: Heads(**heads) for name, heads in document["heads"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*MALFORMED, OSError) as error:
             fix = "write the model again with `tailwise apply`"
             raise UnreadableError("does not say how the layers were cut", where=path, fix=fix) from error
 
