@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tailwise.checkpoints.within import check_within
 from tailwise.core.errors import MALFORMED, UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.walking.statistics import PLAIN
@@ -64,6 +65,7 @@ class Shapes:
         path = folder / PRUNED_FILE
         if not path.is_file():
             return None
+        check_within(folder, path)
         try:
             document = json_of(read_text(path))
             if document[_VERSION] != FORMAT:
