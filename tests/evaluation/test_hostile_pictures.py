@@ -196,3 +196,11 @@ def test_pictures_of_a_data_set_on_this_machine_are_read(tmp_path, labels):
     assert images_of(f"{tmp_path / 'named'}:train", str(tmp_path), labels).labels.tolist() == [1]
     with pytest.raises(UsageError, match="no split 'dev'"):
         images_of(f"{tmp_path / 'rows'}:dev", str(tmp_path), labels)
+
+
+def test_what_says_how_pictures_are_made_ready_is_no_link_to_elsewhere(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "private").write_text('{"size": {"shortest_edge": 32}}')
+    (tmp_path / "model" / "preprocessor_config.json").symlink_to(tmp_path / "private")
+    with pytest.raises(UnreadableError, match="outside the model's folder"):
+        preparation_of(str(tmp_path / "model"), SimpleNamespace(image_size=32, num_channels=3))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwise.checkpoints.bytesource import LocalFolder
+from tailwise.checkpoints.within import check_within
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.loading import address_of
@@ -112,13 +112,14 @@ def _prepared(settings: Mapping[str, Any], config: Any) -> Preparation:
 
 def _processor(place: str) -> Mapping[str, Any]:
     name, revision = address_of(place)
-    file = "preprocessor_config.json"
+    path = Path(name) / "preprocessor_config.json"
+    check_within(Path(name), path)
     try:
-        if Path(name).is_dir():
-            return LocalFolder(name).json(file)
-        from huggingface_hub import hf_hub_download
+        if not Path(name).is_dir():
+            from huggingface_hub import hf_hub_download
 
-        processor: Mapping[str, Any] = json_of(read_text(hf_hub_download(name, file, revision=revision)))
+            path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
+        processor: Mapping[str, Any] = json_of(read_text(path))
     except Exception:  # a model may come without one: its config says the rest
         return {}
     return processor
