@@ -144,8 +144,8 @@ def models_scale_by_layer(view: ChartView) -> Any:
         "near 2 to 4, with a short bar; of models of one family, the lower is usually the better trained.",
         "above 6 or below 2.",
         "A mean over roles hides differences: a model with other roles has another mean. One outside its bar is of a "
-        "few far values. Of the checkpoints of one run read alpha_hill by role over the steps: the fits that are trusted "
-        "are others at each.",
+        "few far values. Of the checkpoints of one run read alpha_hill by role over the steps: the fits that are "
+        "trusted are others at each.",
     ),
 )
 def models_alpha(view: ChartView) -> Any:
