@@ -139,14 +139,38 @@ def test_changes_against_a_baseline(sound, lighter, folder):
 
 
 def test_a_baseline_in_a_file_is_relative_to_the_file(sound, folder, tmp_path):
-    path = tmp_path / "deep" / "e.toml"
-    path.parent.mkdir()
-    (tmp_path / "base.audit").write_bytes((folder / "sound.audit").read_bytes())
-    path.write_text("baseline = '../base.audit'\nexpect = ['|delta.alpha| <= 0']")
+    path = tmp_path / "e.toml"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "base.audit").write_bytes((folder / "sound.audit").read_bytes())
+    path.write_text("baseline = 'deep/base.audit'\nexpect = ['|delta.alpha| <= 0']")
     assert tw.check(sound, path).passed
-    path.write_text("baseline = '../none.audit'\nexpect = ['|delta.alpha| <= 0']")
-    with pytest.raises(tw.UnreadableError):
+    path.write_text("baseline = 'none.audit'\nexpect = ['|delta.alpha| <= 0']")
+    with pytest.raises(tw.UnreadableError, match="no such audit"):
         tw.check(sound, path)
+
+
+@pytest.mark.parametrize("way", ["absolute", "above", "link", "links within", "not there"])
+@pytest.mark.parametrize(
+    "text",
+    ["expect = ['delta.alpha < -99 against {}']", "baseline = '{}'\nexpect = ['delta.alpha < -99']",
+     "[[expect]]\nstructure = 'same'\nbaseline = '{}'"],
+)  # fmt: skip
+def test_a_gate_opens_no_audit_outside_its_folder(sound, folder, tmp_path, way, text):
+    private, gate = tmp_path / "private", tmp_path / "gate"
+    sound.save(f"{private}/folder.audit/")
+    sound.save(private / "base.audit")
+    (gate / "of links").mkdir(parents=True)
+    for part in (private / "folder.audit").iterdir():
+        (gate / "of links" / part.name).symlink_to(part)
+    (gate / "link.audit").symlink_to(private / "base.audit")
+    named = {"absolute": private / "base.audit", "above": "../private/base.audit", "link": "link.audit",
+             "links within": "of links", "not there": "../private/none.audit"}[way]  # fmt: skip
+    (gate / "e.toml").write_text(text.format(named))
+    with pytest.raises(tw.UnreadableError, match=r"outside the folder of the expectations") as told:
+        tw.check(sound, gate / "e.toml")
+    assert "--baseline" in told.value.fix
+    if text.startswith("baseline"):
+        assert not tw.check(sound, gate / "e.toml", baseline=private / "base.audit").passed
 
 
 def test_a_delta_of_another_fit_could_not_look(sound, folder):

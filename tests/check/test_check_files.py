@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -54,15 +55,29 @@ def test_a_model_is_audited_first(call, folder, tmp_path):
 
 
 def test_init_writes_what_the_baseline_meets(call, folder, tmp_path):
-    code, out, _ = call("check", "--init", folder / "sound.audit", "-o", tmp_path / "gate" / "e.toml")
+    sound, made = tmp_path / "gate" / "sound.audit", tmp_path / "gate" / "e.toml"
+    sound.parent.mkdir()
+    shutil.copy(folder / "sound.audit", sound)
+    code, out, _ = call("check", "--init", sound, "-o", made)
     assert code == 0
     assert "written to" in out
-    assert call("check", folder / "sound.audit", "--expect", tmp_path / "gate" / "e.toml")[0] == 0
-    assert call("check", folder / "lighter.audit", "--expect", tmp_path / "gate" / "e.toml")[0] == 1
+    assert "--baseline" not in out
+    assert call("check", folder / "sound.audit", "--expect", made)[0] == 0
+    assert call("check", folder / "lighter.audit", "--expect", made)[0] == 1
     code, out, _ = call("check", "--init", folder / "sound.safetensors")
     assert code == 0
     assert out.startswith("# Made by")
     assert "baseline =" not in out
+
+
+def test_init_names_no_baseline_that_lies_elsewhere(call, folder, tmp_path):
+    sound, made = folder / "sound.audit", tmp_path / "gate" / "e.toml"
+    _, out, _ = call("check", "--init", sound, "-o", made)
+    assert f"--expect {made} --baseline {sound}" in out
+    assert "\nbaseline =" not in made.read_text()
+    assert call("check", sound, "--expect", made, "--baseline", sound)[0] == 0
+    code, _, err = call("check", sound, "--expect", made)
+    assert (code, "give --baseline" in err) == (2, True)
 
 
 @pytest.fixture

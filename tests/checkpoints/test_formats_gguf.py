@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tailwise.checkpoints.formats.gguf import config_of
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -229,3 +230,8 @@ def test_more_tensors_than_any_model_has_are_refused(tmp_path):
         file.truncate(100_000_000)
     with pytest.raises(UnreadableError, match="claims 2000000 tensors"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [[[1, 2], [3]], [[]], [[1], [1]]])
+def test_settings_of_layers_that_are_lists_are_no_settings_of_the_model(value):
+    assert config_of({"general.architecture": "llama", "llama.block_count": value})["model_type"] == "llama"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tailwise as tw
 from tailwise.checkpoints import bytesource
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.open import open_checkpoint
@@ -79,6 +80,8 @@ def test_files_of_the_hub_s_cache_are_copied(model, tmp_path, inner):
     for number, path in enumerate(sorted(model.iterdir())):
         path.rename(blobs / str(number))
         (snapshot / path.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
+    with open_checkpoint(snapshot) as found:
+        assert found.config == {"model_type": "llama"}
     copy(snapshot, tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "config.json").read_text()) == {"model_type": "llama"}
 
@@ -99,6 +102,43 @@ def test_a_config_that_would_be_missing_from_the_copy_is_told_before_the_work(mo
     (model / "config.json").symlink_to(secret)
     with pytest.raises(UnreadableError, match="outside the model's folder"):
         copy(model, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "adapter_config.json"])
+def test_settings_that_are_a_link_to_elsewhere_are_not_read(model, secret, name):
+    secret.write_text(json.dumps({"token": SECRET, "peft_type": SECRET, "weight_map": {"w": "model.safetensors"}}))
+    if name == "adapter_config.json":
+        (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(secret)
+    with pytest.raises(UnreadableError, match="outside the model's folder") as told:
+        tw.audit(model, use_cache=False)
+    assert SECRET not in str(told.value)
+    assert "put a copy of it" in told.value.fix
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "params.json"])
+def test_an_audit_has_nothing_of_a_file_elsewhere_that_lies_beside_a_file_of_weights(model, secret, name, tmp_path):
+    secret.write_text(json.dumps({"token": SECRET, "model_type": SECRET}))
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(secret)
+    audit = tw.audit(model / "model.safetensors", use_cache=False)
+    audit.save(f"{tmp_path}/x/")
+    assert SECRET not in (tmp_path / "x" / "provenance.json").read_text()
+
+
+def test_links_to_weights_elsewhere_and_to_settings_in_the_folder_are_followed(model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (model / "model.safetensors").rename(tmp_path / "disk" / "model.safetensors")
+    (model / "model.safetensors").symlink_to(tmp_path / "disk" / "model.safetensors")
+    (model / "..data").mkdir()
+    (model / "config.json").rename(model / "..data" / "config.json")
+    (model / "config.json").symlink_to("..data/config.json")  # as Kubernetes mounts them
+    (tmp_path / "link").symlink_to(model)
+    for place in (model, tmp_path / "link"):
+        with open_checkpoint(place) as found:
+            assert found.config == {"model_type": "llama"}
+            assert found.read("w").shape == (20, 10)
 
 
 def test_a_pipe_beside_the_weights_is_left_behind(model, tmp_path):

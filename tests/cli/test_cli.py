@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -290,3 +293,16 @@ def test_an_audit_is_named_after_the_model_and_not_after_what_all_files_are_call
     save_file({"up.weight": torch.randn(64, 60, generator=torch.Generator().manual_seed(0))}, path)
     assert command_line("audit", file, "--metrics", "stable_rank")[0] == 0
     assert [one.name for one in tmp_path.glob("*.audit")] == [f"{name}.audit"]
+
+
+@pytest.mark.parametrize("command", [["check", "--expect", "gate.toml"], ["compare", "sound.audit"], ["diagnose"]])
+def test_an_archive_whose_directory_is_damaged_is_one_message(call, command):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("net/data.pkl", b"x" * 100)
+    Path("bad.pt").write_bytes(archive.getvalue().replace(b"PK\x01\x02", b"XXXX"))
+    Path("gate.toml").write_text('expect = ["alpha < 9"]')
+    tw.audit({"a.weight": np.random.default_rng(0).standard_normal((60, 50))}, use_cache=False).save("sound.audit")
+    code, _, err = call(command[0], "bad.pt", *command[1:])
+    assert code == 3
+    assert "bad.pt: is no" in err

@@ -164,6 +164,14 @@ def test_wrong_scores_are_usage_errors(tmp_path, text, message):
         read_scores(path)
 
 
+@pytest.mark.parametrize("text", [f'model,score\n"{"a" * 200_000}",1\n', f'"{"a" * 200_000}",score\n', "\x00"])
+def test_a_table_of_scores_that_is_none_is_one_message(tmp_path, text):
+    path = tmp_path / "s.csv"
+    path.write_text(text)
+    with pytest.raises(tw.TailwiseError, match=r"s\.csv"):
+        read_scores(path)
+
+
 def test_scores_are_read_with_their_gaps(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("\ufeffmodel, score ,note\na,1.5,x\nb,,\n", encoding="utf-8")

@@ -97,6 +97,13 @@ def test_what_is_no_atlas_is_one_error(tmp_path, text):
         load(path)
 
 
+def test_bytes_that_are_no_text_are_no_atlas(tmp_path):
+    path = tmp_path / "x.atlas"
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UnreadableError, match="is no text"):
+        load(path)
+
+
 def test_noise_that_healthy_models_have_is_noted():
     """A fifth of healthy models have noise in this role: then it is no warning here."""
 

@@ -91,6 +91,8 @@ def test_thresholds_from_a_mapping_and_from_toml(sick, tmp_path):
         ("noise_z = 'a'", "give a number"),
         ("noise_z =", "not TOML"),
         ("noise_z = true", "number"),
+        ("noise_z = inf", "is inf"),
+        (f"noise_z = 1{'0' * 400}", r"mine\.toml: the threshold noise_z is 10{99}… \(401 signs\)"),
     ],
 )
 def test_a_wrong_threshold_file_is_a_usage_error(tmp_path, text, says):

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from tailwise.core.errors import UnreadableError
+from tailwise.models.evaluation.adapters import settings_of
 from tailwise.models.evaluation.loading import load_tokenizer
 from tailwise.models.evaluation.own_config import config_of
 from tailwise.models.evaluation.own_documents import check_processor_settings
@@ -53,6 +54,38 @@ def test_a_config_is_bounded_and_other_files_are_not(place):
     enlarged(place / "config.json", 17 << 20)
     with pytest.raises(UnreadableError, match="no file of its kind"):
         config_of(str(place))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja",
+     "preprocessor_config.json", "special_tokens_map.json", "additional_chat_templates/a.jinja"],
+)  # fmt: skip
+def test_settings_that_are_a_link_to_elsewhere_are_not_read(place, tmp_path, name):
+    (tmp_path / "private").write_text('{"token": "secret"}')
+    (place / name).unlink(missing_ok=True)
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).symlink_to(tmp_path / "private")
+    for read in (config_of, load_tokenizer):
+        with pytest.raises(UnreadableError, match="outside the model's folder"):
+            read(str(place))
+
+
+def test_vocabularies_behind_links_and_settings_behind_links_within_are_read(place, tmp_path):
+    (place / "tokenizer.json").rename(tmp_path / "tokenizer.json")  # as the Hub's client linked large files
+    (place / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    (place / "config.json").rename(place / "other.json")
+    (place / "config.json").symlink_to("other.json")
+    assert config_of(str(place)).model_type == "llama"
+    assert len(load_tokenizer(place)) > 0
+
+
+def test_the_settings_of_an_adapter_are_its_own(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "private").write_text('{"base_model_name_or_path": "secret"}')
+    (tmp_path / "adapter" / "adapter_config.json").symlink_to(tmp_path / "private")
+    with pytest.raises(UnreadableError, match="outside the model's folder"):
+        settings_of(tmp_path / "adapter")
 
 
 def test_the_same_on_the_hub_before_it_is_fetched(place, hub):

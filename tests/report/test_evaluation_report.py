@@ -140,6 +140,19 @@ def test_extreme_numbers_are_drawn():
         assert spec_of(figure_of(view), view)["datasets"]["models"]
 
 
+@pytest.mark.parametrize("interval", [(1.0, 1e308), (1e-320, 1e-310), (-1e308, 1e308), (0.0, 0.0), (1e307, 1e308)])
+@pytest.mark.parametrize("perplexity", [25.0, 1e-320, 1e308])
+def test_what_a_file_says_beyond_every_axis_is_left_out(perplexity, interval):
+    from dataclasses import replace
+
+    odd = replace(made("odd", 0.0, 7), perplexity=perplexity, interval=interval)
+    (group,) = side_by_side({"odd": odd, "plain": made("plain", 0.1, 9)})
+    for view in views_of(group):
+        spec = spec_of(figure_of(view), view)
+        assert "plain" in [row["name"] for row in spec["datasets"]["models"]]
+        json.dumps(spec, allow_nan=False)
+
+
 def test_the_block_of_divergence_has_the_ratio_and_the_percentiles():
     found = pair("half", 0.1, 1000)
     rows = {

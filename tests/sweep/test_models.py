@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
+from tailwise.audits.codec import to_parquet
 from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
 from tailwise.history.sweep.model_list import default_name, parse_query, read_models
-from tailwise.history.sweep.results import stem
+from tailwise.history.sweep.results import read_numbers, stem
+from tailwise.judging.compare.ranking import rank_numbers
 
 
 def test_a_list_has_a_model_on_each_line_and_comments(tmp_path, caplog):
@@ -106,3 +109,40 @@ def test_a_hub_that_does_not_answer(monkeypatch):
 def test_a_model_has_one_identity(tmp_path):
     (tmp_path / "list.txt").write_text("/models/x\n/models/x/\norg/name\n")
     assert read_models(str(tmp_path / "list.txt")) == ["/models/x", "org/name"]
+
+
+def table_of(**columns):
+    """The table of two models that were swept, with these columns in place of its own; None takes one away."""
+    whole = {"status": ["done"] * 2, "model": ["org/a", "org/b"], "model_type": ["llama"] * 2, "mean_alpha": [3.0, 4.0]}
+    return pa.table({name: values for name, values in {**whole, **columns}.items() if values is not None})
+
+
+def written(folder, table, note):
+    (folder / "models.parquet").write_bytes(to_parquet(table.replace_schema_metadata({"tailwise": note})))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "note"),
+    [
+        ({"status": None}, "{}"), ({"model": None}, "{}"), ({"model_type": None}, "{}"),
+        ({"model": [1, 2]}, "{}"), ({"model": [None, "b"]}, "{}"), ({"model_type": [1, 2]}, "{}"),
+        ({"mean_alpha": ["q", "r"]}, "{}"), ({"mean_alpha": [[1.0], [2.0]]}, "{}"), ({"status": [1, 2]}, "{}"),
+        ({}, "[]"), ({}, "[1]"), ({}, "null"), ({}, "no JSON"),
+    ],
+)  # fmt: skip
+def test_a_table_of_models_that_no_sweep_wrote_is_one_message(tmp_path, columns, note):
+    folder = written(tmp_path, table_of(**columns), note)
+    with pytest.raises(UnreadableError, match="is no table of models"):
+        read_numbers(folder)
+
+
+def test_numbers_that_have_no_order_are_not_known(tmp_path):
+    numbers = read_numbers(written(tmp_path, table_of(mean_alpha=[float("nan"), float("inf")]), "{}"))
+    assert [one.values["mean_alpha"] for one in numbers] == [None, None]
+    assert "no model has one" in " ".join(rank_numbers(numbers, by="alpha").notes)
+
+
+def test_a_table_of_a_version_with_fewer_numbers_is_ranked(tmp_path):
+    numbers = read_numbers(written(tmp_path, table_of(mean_alpha=[4.0, 3.0]), '{"estimator": "ks"}'))
+    assert [one.model for one in rank_numbers(numbers, by="alpha").models] == ["org/b", "org/a"]

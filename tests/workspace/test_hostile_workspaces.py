@@ -151,3 +151,9 @@ def test_a_store_that_is_away_is_asked_once_in_a_while(folder, monkeypatch):
     with pytest.raises(tw.errors.UnreachableError):
         _ = workspace.history
     assert len(asked) == 2
+
+
+def test_an_archive_that_claims_to_lie_on_several_disks_is_passed_over(folder):
+    locator = b"PK\x06\x07" + bytes(12) + (2).to_bytes(4, "little")
+    (folder / "disks.audit").write_bytes(b"PK\x03\x04" + bytes(60) + locator + b"PK\x05\x06" + bytes(18))
+    assert titles(Workspace([folder])) == ["one", "runs/two"]

@@ -13,8 +13,7 @@ import json
 import os
 import tempfile
 import threading
-import zipfile
-import zlib
+import tokenize
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from typing_extensions import override
 
+from tailwise.core.archives import DAMAGED_ARCHIVE
 from tailwise.core.errors import TailwiseError, UnreadableError
 from tailwise.core.locks import held
 from tailwise.core.recipe import Recipe, RunOptions, digest_of
@@ -37,11 +37,8 @@ ENGINE = 3
 #: What is kept of a spectrum beside its eigenvalues.
 _FACTS = ("rows", "cols", "slices", "solver", "error_bound", "zero_vectors", "weak_vectors", "order_z")
 
-#: What damaged bytes make numpy, zipfile and json raise.
-_DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-    zlib.error, TailwiseError,
-)  # fmt: skip
+#: What damaged bytes make numpy (whose headers are Python), zipfile and json raise.
+_DAMAGE = (*DAMAGED_ARCHIVE, SyntaxError, tokenize.TokenError, TailwiseError)
 
 
 def default_folder() -> Path:

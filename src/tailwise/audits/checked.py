@@ -18,6 +18,7 @@ from tailwise.audits.rows import MEASURED, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN
 from tailwise.core.harmless import LONGEST_TEXT
 from tailwise.core.recipe import Recipe
+from tailwise.core.typed import is_finite
 
 #: Columns of `spectra.parquet`.
 SPECTRA = {
@@ -98,7 +99,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
         if isinstance(default, tuple):
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         elif isinstance(default, float):
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = is_finite(value)
         else:
             fits = type(value) is type(default)
         if not fits:

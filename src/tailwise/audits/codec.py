@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import lzma
 import os
 import secrets
 import shlex
 import shutil
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +22,7 @@ from tailwise.audits.checked import SPECTRA, check_provenance, check_rows, check
 from tailwise.audits.parquet import from_parquet
 from tailwise.audits.rows import MEASURED, Layer, LayerRow, Provenance
 from tailwise.audits.table import FACTS, ORIGIN, layer_table
+from tailwise.core.archives import DAMAGED_ARCHIVE
 from tailwise.core.atomic import could_not_write, write_whole
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.core.harmless import shortened
@@ -34,11 +33,8 @@ if TYPE_CHECKING:
     from tailwise.audits.audit import Audit
 
 FORMAT = 1
-#: What damaged bytes make the readers raise (zipfile: NotImplementedError for an unknown compression).
-_DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, OverflowError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, UsageError,
-)  # fmt: skip
+#: What damaged bytes make the readers raise.
+_DAMAGE = (*DAMAGED_ARCHIVE, pa.ArrowException, UsageError)
 #: A part may be compressed by who packs the file again; it holds compressed tables, and cannot shrink by much.
 _UNFOLDS, _SMALL_PART = 16, 1 << 22
 #: Suffixes of other files, which would hold an audit that nothing opens.
@@ -147,7 +143,7 @@ def _is_zipped_audit(file: Path | io.BytesIO) -> bool:
     try:
         with open_regular(file) if isinstance(file, Path) else file as opened, zipfile.ZipFile(opened) as archive:
             return set(MEMBERS) <= set(archive.namelist())
-    except (OSError, ValueError, NotImplementedError, UnreadableError, zipfile.BadZipFile):
+    except (*DAMAGED_ARCHIVE, UnreadableError):
         return False
 
 

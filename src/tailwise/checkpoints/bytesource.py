@@ -14,6 +14,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from tailwise.checkpoints.within import check_within
 from tailwise.core.errors import UnreadableError
 from tailwise.core.kept import kept_property
 from tailwise.core.storage import json_of, mended, open_descriptor
@@ -195,6 +196,10 @@ class Folder(ABC):
     def source(self, name: str) -> ByteSource:
         """The file `name`, opened for reading by ranges."""
 
+    def settings(self, name: str) -> ByteSource:
+        """The same, of a file of settings: what it says may go into what is written, so it must be the folder's own."""
+        return self.source(name)
+
     def sources(self, names: Sequence[str]) -> list[ByteSource]:
         """Several files, all of them or none; side by side, for far away each costs several round trips."""
         with ThreadPoolExecutor(min(AT_ONCE, len(names) or 1)) as pool:
@@ -225,8 +230,8 @@ class Folder(ABC):
         return {}
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file `name`."""
-        source = self.source(name)
+        """The JSON object in the file `name`, which is of settings."""
+        source = self.settings(name)
         try:
             if source.size > _MAX_JSON:
                 raise UnreadableError(f"is {source.size} bytes, too large for a settings file", where=source.name)
@@ -294,6 +299,16 @@ class LocalFolder(Folder):
     @override
     def source(self, name: str) -> ByteSource:
         return LocalFile(self.path / name)
+
+    @override
+    def settings(self, name: str) -> ByteSource:
+        source = self.source(name)  # first, for it says what is no file
+        try:
+            check_within(self.path, self.path / name)
+        except UnreadableError:
+            source.close()
+            raise
+        return source
 
     @override
     def stamps(self) -> dict[str, tuple[int, float | None]]:

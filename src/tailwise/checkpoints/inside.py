@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePosixPath
-
 from tailwise.checkpoints.bytesource import Folder, LocalFolder
+from tailwise.checkpoints.within import names_within, stays_within
 from tailwise.core.errors import UnreadableError
 
 
@@ -23,19 +21,3 @@ def inside(folder: Folder, location: str, *, where: str, what: str) -> str:
             fix="put all files of the model into one folder, and save it with relative names",
         )
     return location
-
-
-def names_within(location: str) -> bool:
-    """Whether a name, by its text, stays inside the folder that it is looked up in."""
-    path = PurePosixPath(location)
-    return not (not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location)
-
-
-def stays_within(root: Path, path: Path) -> bool:
-    """Whether what stands at `path` lies in a folder when links are followed."""
-    home, target = Path(os.path.realpath(root)), Path(os.path.realpath(path))
-    if target.is_relative_to(home):
-        return True
-    # The Hub's cache keeps files as links from snapshots/COMMIT to blobs/ of the same model.
-    snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
-    return snapshots is not None and target.is_relative_to(snapshots.parent / "blobs")

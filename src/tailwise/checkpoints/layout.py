@@ -93,7 +93,7 @@ def modules_beside(folder: Folder) -> list[str]:
     if "modules.json" not in folder.names():
         return []
     try:
-        source = folder.source("modules.json")
+        source = folder.settings("modules.json")
         try:
             listed = json_of(source.read(0, min(source.size, 1 << 20)))
         finally:

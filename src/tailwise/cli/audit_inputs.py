@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailwise.core.archives import archive_names, is_archive
 from tailwise.core.errors import UsageError
 from tailwise.core.storage import exists, is_url, joined
 
@@ -43,10 +43,7 @@ def is_audit(model: str) -> bool:
     path = Path(model)
     if model.endswith(".audit") or (path / "provenance.json").is_file():
         return True
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "provenance.json" in archive.namelist()
+    return path.is_file() and is_archive(path) and "provenance.json" in archive_names(path)
 
 
 def tell_where(given: str, audit: Audit) -> None:

@@ -92,7 +92,7 @@ def _read(audit: str, baseline: str | None, device: str, workers: int | None) ->
 
 
 def _write_initial(audit: str, output: str | None, expect: str | None, device: str, workers: int | None) -> None:
-    from tailwise.judging.gates.init import initial_expectations, relative_to
+    from tailwise.judging.gates.init import initial_expectations, is_beside, relative_to
 
     if expect is not None:
         raise UsageError("--init makes expectations and --expect uses them", fix="give one of the two")
@@ -100,12 +100,14 @@ def _write_initial(audit: str, output: str | None, expect: str | None, device: s
         check_text_target(output, (".toml",))
     audited = read_all([audit], randomize=False, device=device, workers=workers)[0]
     folder = str(Path(output).parent) if output else "."
-    text = initial_expectations(audited, baseline=relative_to(audit, folder) if is_audit(audit) else None)
+    baseline = relative_to(audit, folder) if is_audit(audit) else None
+    text = initial_expectations(audited, baseline=baseline)
     if output is None:
         sys.stdout.write(text)
         return
     write_whole(output, text.encode())
-    typer.echo(f"written to {output}; hold a model against it with `tailwise check AUDIT --expect {output}`")
+    given = "" if baseline is None or is_beside(baseline) else f" --baseline {audit}"
+    typer.echo(f"written to {output}; hold a model against it with `tailwise check AUDIT --expect {output}{given}`")
 
 
 def _check_targets(files: dict[str, str | None]) -> None:

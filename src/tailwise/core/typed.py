@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 _LONGEST = 1 << 16  # signs of a text
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a document is a finite number, and one that a float holds.
+
+    A whole number there may have thousands of digits, for which `math.isfinite` raises an `OverflowError`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def check_typed(of: type, data: Any) -> None:
@@ -54,7 +64,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _are_numbers(values: list[Any], kind: Any) -> bool:
     """Whether all are finite numbers, and those are what is expected: a loss for each window can be many."""
     expected = kind is float or float in get_args(kind)
-    return expected and set(map(type, values)) <= {float, int} and all(map(math.isfinite, values))
+    return expected and set(map(type, values)) <= {float, int} and all(map(is_finite, values))
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -66,5 +76,5 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is str and isinstance(value, str) and len(value) > _LONGEST:
         raise ValueError(f"a text of {len(value)} signs: {value[:60]!r}…")
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return is_finite(value)
     return isinstance(value, kind) and not (kind is int and abs(value) >= 1 << 63)

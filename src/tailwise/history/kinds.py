@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tailwise.core.typed import is_finite
 from tailwise.history import sql
 from tailwise.history.sql import TypeDecorator
 
@@ -56,7 +56,7 @@ class Float(_Checked):
 
     def fits(self, value: float) -> bool:
         """See `_Checked`."""
-        return math.isfinite(value)
+        return is_finite(value)
 
 
 class String(_Checked):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tailwise.core.errors import UnreadableError, UsageError, unknown_name
+from tailwise.core.harmless import shortened
 from tailwise.core.storage import read_text, toml_of
+from tailwise.core.typed import is_finite
 from tailwise.spectrum.trust import LARGEST_SHARE, N_MIN
 
 
@@ -219,8 +220,12 @@ def resolved(overrides: Overrides = None, rules: Iterable[str] = ()) -> dict[str
     for name, value in given.items():
         if name not in DEFAULTS:
             raise unknown_name("threshold", name, used)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"the threshold {name} is {value!r}", fix=f"give a number, e.g. {DEFAULTS[name].value:g}")
+        if not is_finite(value):
+            raise UsageError(
+                f"the threshold {name} is {shortened(repr(value), 100)}",
+                where=overrides if isinstance(overrides, str | Path) else None,
+                fix=f"give a number, e.g. {DEFAULTS[name].value:g}",
+            )
         if name in used:
             values[name] = float(value)
         elif not isinstance(overrides, str | Path):

@@ -24,6 +24,7 @@ from tailwise.app.jobs.process import JobProcess
 from tailwise.core.atomic import write_whole
 from tailwise.core.errors import MALFORMED, TailwiseError, UsageError, unknown_name
 from tailwise.core.locks import let_go, take
+from tailwise.core.typed import is_finite
 
 _log = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Queue:
 def _number(step: Mapping[str, Any], key: str) -> float:
     """A number of a step, which comes as text from another process."""
     value = step.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return float(value) if is_finite(value) else 0.0
 
 
 _SERVERS = 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tailwise.app.workspace.entry import Kind, WorkspaceEntry, identity
 from tailwise.audits.codec import MEMBERS
+from tailwise.core.archives import is_archive
 from tailwise.history.bounded import BoundedWork
 
 _DEEPEST = 8
@@ -131,7 +131,7 @@ def _kind(path: Path, facts: os.stat_result) -> Kind | None:
         return None
     suffix = path.suffix.lower()
     if suffix == ".audit":
-        return "audit" if zipfile.is_zipfile(path) else "unreadable"
+        return "audit" if is_archive(path) else "unreadable"
     if suffix in _STORES:
         return "history" if is_history(path) else None
     return _kind_of_text(path) if facts.st_size <= _MOST_PLAN else None

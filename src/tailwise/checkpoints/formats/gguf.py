@@ -273,7 +273,7 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for name, key in _CONFIG_KEYS.items():
         value = metadata.get(f"{architecture}.{key}")
         if isinstance(value, list):  # one per layer
-            value = value[0] if value and len(set(value)) == 1 else value or None
+            value = value[0] if value and all(one == value[0] for one in value) else value or None
         if value is not None:
             config[name] = value
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")

@@ -18,6 +18,7 @@ from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, leaf_of, turned
 from tailwise.checkpoints.formats.repeated import Laid, beyond_what_is_held
 from tailwise.checkpoints.formats.unfolding import FACTOR, MOST_BYTES, check_unfolding
+from tailwise.core.archives import DAMAGED_ARCHIVE
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.harmless import listed
 from tailwise.core.optional import how_to_get
@@ -192,8 +193,9 @@ def _opened(file: ByteSource) -> tuple[Any, Any]:
             read = settings in archive.namelist() and archive.getinfo(settings).file_size <= _MOST_SETTINGS
             text = archive.read(settings) if read else b"{}"
         return h5py.File(h5py.h5f.open_file_image(image)), text
-    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
-        reason = f"there is no {_WEIGHTS} in it" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
+    except DAMAGED_ARCHIVE as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = f"there is no {_WEIGHTS} in it" if isinstance(error, KeyError) else said
         raise UnreadableError(f"is not a whole Keras file (HDF5): {reason}", where=file.name, fix=_DAMAGED) from error
 
 

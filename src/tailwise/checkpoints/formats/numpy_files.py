@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -14,7 +15,9 @@ from tailwise.checkpoints.bytesource import ByteSource, os_error
 from tailwise.checkpoints.formats.arrays import ArrayStore, Stored, is_bfloat16
 from tailwise.checkpoints.formats.kernels_last import Turned, layers_of, stacks_of
 from tailwise.checkpoints.formats.unfolding import check_unfolding
-from tailwise.core.errors import UnreadableError
+from tailwise.core.archives import DAMAGED_ARCHIVE
+from tailwise.core.errors import MALFORMED, UnreadableError
+from tailwise.core.storage import ensure_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +69,8 @@ class NumpyCheckpoint(ArrayStore):
                 for info in arrays:
                     with archive.open(info) as member:
                         yield from self._stored(info.filename, member, info.file_size, where)  # type: ignore[arg-type]
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile) and error.errno:
+        except DAMAGED_ARCHIVE as error:
+            if isinstance(error, OSError) and error.errno:
                 raise os_error(error, where) from error
             raise UnreadableError(f"is not a whole NumPy file: {error}", where=where, fix=_DAMAGED) from error
 
@@ -109,7 +112,7 @@ class NumpyCheckpoint(ArrayStore):
             with zipfile.ZipFile(self._path) as archive:
                 data = archive.read(stored.key)
             array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        except DAMAGED_ARCHIVE as error:
             place = f"{self._file.name}, array {stored.key[:120]}"
             raise UnreadableError(f"could not be read: {error}", where=place, fix=_DAMAGED) from error
         return array[start:stop] if stored.shape else array
@@ -126,12 +129,19 @@ class NumpyCheckpoint(ArrayStore):
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether columns lie together, dtype, and the length of the header."""
+    """Shape, whether columns lie together, dtype, and the length of the header. `ValueError` where it is none."""
     from numpy.lib import format as layout
 
     version = layout.read_magic(stream)
     reader = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
-    shape, fortran, dtype = reader(stream)
+    try:
+        shape, fortran, dtype = reader(stream)
+    except (*MALFORMED, SyntaxError, tokenize.TokenError) as error:
+        # It is a Python literal, of which numpy takes some errors of the parser for its own, and lets others pass.
+        raise ValueError(str(error) or type(error).__name__) from error
+    except MemoryError as error:
+        ensure_room()  # where there is room, it is the parser's own stack that 10,000 signs have used up
+        raise ValueError("its header is nested too deeply") from error
     if any(size < 0 for size in shape):
         raise ValueError(f"the shape {shape} cannot be")
     return shape, fortran, dtype, stream.tell()

@@ -19,6 +19,7 @@ from tailwise.checkpoints.by_address import ByAddress, CheckpointAddress, from_a
 from tailwise.checkpoints.checkpoint import Checkpoint, TensorSpec
 from tailwise.checkpoints.formats import lora_names as lora_experts
 from tailwise.checkpoints.formats.lora_names import Update, read_names, token_indices
+from tailwise.checkpoints.formats.repeated import check_product
 from tailwise.checkpoints.readings.partition import claimed
 from tailwise.core.errors import UnreadableError, UsageError
 
@@ -184,7 +185,10 @@ class PeftCheckpoint(Checkpoint):
 
         if (update := self._by_tensor.get(name)) is not None:
             base = None
-            if self._base is not None and (self._merged or update.magnitude is not None):
+            if self._base is None:
+                held = sum(self._adapter.tensors[tensor].numel for tensor in update.tensors)
+                check_product(self.tensors[name].shape, held, f"{self.uri}, {name}")
+            elif self._merged or update.magnitude is not None:
                 base = self._rows_before(name, start, stop)
             return self._updated(update, base, start, stop)
         if name in self._own:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from tailwise.checkpoints.formats.unfolding import MOST_BYTES, check_one_directory, check_unfolding
+from tailwise.core.archives import DAMAGED_ARCHIVE
 from tailwise.core.errors import UnreadableError
 
 #: Of the pickle in a zip archive, unfolded: a hundred thousand tensors take some twenty megabytes.
@@ -77,7 +77,7 @@ def check_stream(file: IO[bytes], where: str, *, is_zip: bool) -> None:
                 _Bounds(where).go_through(_Within(file, size, where))
     except (ValueError, EOFError, IndexError, KeyError, OverflowError):
         return  # a damaged pickle ends there for whoever reads it, too, and torch says of what kind
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UnreadableError(
             f"is no zip archive that can be read: {str(error)[:200]}", where=where,
             fix="it is damaged or cut off: download or save it again",
@@ -101,7 +101,7 @@ def stored_as_is(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+    except DAMAGED_ARCHIVE:
         return True  # whoever opens it says what is wrong
 
 

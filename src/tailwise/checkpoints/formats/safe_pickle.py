@@ -8,13 +8,13 @@ import pickle
 import pickletools
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.bytesource import os_error
 from tailwise.checkpoints.formats.memory import is_array
 from tailwise.checkpoints.formats.pickle_bounds import check_extent, check_file, stored_as_is
+from tailwise.core.archives import is_archive
 from tailwise.core.errors import UnreadableError, UnsafeError, lacks_memory
 from tailwise.core.storage import open_regular
 
@@ -95,7 +95,7 @@ def _refusal(error: Exception, path: Path, name: str) -> UnreadableError:
     refused = _REFUSED.search(text)
     if lacks_memory(error):
         return _too_large(name)
-    whole = _has_directory(path)
+    whole = is_archive(path)
     # In a file that is cut off, half a name looks like the name of something unknown.
     old = not whole and isinstance(error, pickle.UnpicklingError)
     if (refused and whole) or (old and _names_code(path)):
@@ -127,14 +127,6 @@ def _way_out(path: Path, name: str) -> str:
     by_torch = start.startswith(b"PK") or start == _OLD_START
     load = (_LOADED if by_torch else _UNPICKLED).format(name=name)
     return _SAFE_COPY.format(load=load, copy=f"{path.stem or 'model'}-tensors.pt")
-
-
-def _has_directory(path: Path) -> bool:
-    """Whether a file is a zip archive to its end."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # one that claims to span several disks
-        return False
 
 
 def _is_plain_pickle(path: Path) -> bool:

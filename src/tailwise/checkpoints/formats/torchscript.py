@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.formats.inert import Record, read_inert
+from tailwise.core.archives import DAMAGED_ARCHIVE, archive_names
 from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ _STORAGES = {
 
 def is_torchscript(path: Path) -> bool:
     """Whether an archive of PyTorch holds code beside its tensors."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
+    names = archive_names(path)
     return any(name.endswith("/constants.pkl") for name in names) and any(name.endswith("/data.pkl") for name in names)
 
 
@@ -39,7 +36,7 @@ def read_torchscript(path: Path, name: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _ScriptReader(archive, name).modules()
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
+    except (*DAMAGED_ARCHIVE, AttributeError) as error:
         raise UnreadableError(f"is not a whole TorchScript file: {error}", where=name, fix=_DAMAGED) from error
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from tailwise.checkpoints.formats.lora_names import scale_of
+from tailwise.checkpoints.formats.repeated import check_product
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
 from tailwise.core.storage import json_of
 
@@ -66,6 +67,7 @@ class LowRankFactors:
     flip: bool = False  # an embedding: the change is (up · down)ᵀ, a row per token
     swapped: bool = False  # down is (in × r), up is (r × out)
     by_rows: bool = True
+    beside: int = field(default=0, repr=False)  # entries of the weight that is changed, where it is here too
 
     def factors(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows × r) and (r × cols) whose product the change is, float64."""
@@ -80,6 +82,8 @@ class LowRankFactors:
 
     def rows(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
         """Rows of the change, float64."""
+        held = self.beside + sum(checkpoint.tensors[name].numel for name in (self.down, self.up))
+        check_product(self.shape, held, f"{checkpoint.uri}, {self.up}")
         left, right = self.factors(checkpoint)
         return (left[start:stop] @ right).reshape(stop - start, *self.shape[1:])
 
@@ -99,6 +103,8 @@ class LowRankExperts:
         """The changes of experts `start:stop`, float64."""
         import torch
 
+        held = sum(checkpoint.tensors[name].numel for name in (self.down, self.up))
+        check_product(self.shape[1:], held, f"{checkpoint.uri}, {self.up}")  # experts are made one after the other
         down = checkpoint.read_rows(self.down, start, stop).to(torch.float64)
         up = checkpoint.read_rows(self.up, start, stop).to(torch.float64)
         return self.scale * (up @ down)
@@ -198,8 +204,16 @@ def _pair(group: Siblings, checkpoint: Checkpoint, adapter: str, parts: Mapping[
     embedding = "embedding" in parts["down"] or (how == "swapped" and _TABLE.search(group.module) is not None)
     inputs, outputs = (down.shape[:1], up.shape[1]) if how == "swapped" else (down.shape[1:], up.shape[0])
     shape = (inputs[0], outputs) if embedding else (outputs, *inputs)
-    codec = LowRankFactors(shape, down.name, up.name, scale, rank, down.dtype, embedding, how == "swapped")
+    codec = LowRankFactors(
+        shape, down.name, up.name, scale, rank, down.dtype, embedding, how == "swapped",
+        beside=_entries_of_the_weight(group, checkpoint),
+    )  # fmt: skip
     return Read(name, members, codec, note)
+
+
+def _entries_of_the_weight(group: Siblings, checkpoint: Checkpoint) -> int:
+    names = (f"{group.module}.{inner}weight" for inner in ("", "base_layer.", "to_wrap."))
+    return max((checkpoint.tensors[name].numel for name in names if name in checkpoint.tensors), default=0)
 
 
 #: Modules whose rows are tokens. MLX stores their change as a · b, a row per token.
@@ -314,5 +328,5 @@ def _in_header(module: str, metadata: Mapping[str, str], rank: int) -> float | N
 def _number(value: Any) -> float | None:
     try:
         return None if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -13,6 +13,7 @@ import numpy as np
 from tailwise.audits.audit import Audit
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.formats.gguf_header import read_gguf_header
+from tailwise.checkpoints.within import stays_within
 from tailwise.compression.choosing.bit_formats import FormatGroup
 from tailwise.compression.choosing.knapsack import Matrix
 from tailwise.compression.plans.bits import bits_per_weight, kept_bytes, kept_parameters, mean_bits
@@ -109,7 +110,7 @@ _ALIGNED = 32  # bytes, on which every tensor begins
 def _vocabulary_bytes(file: Path) -> int:
     """Of a tokenizer.json and the template beside it, in a GGUF file; 0 where there is none."""
     template = file.with_name("chat_template.jinja")
-    if not file.is_file():
+    if not (file.is_file() and stays_within(file.parent, file)):
         return 0
     return _texts_of(file, file.stat().st_mtime_ns) + (template.stat().st_size if template.is_file() else 0)
 

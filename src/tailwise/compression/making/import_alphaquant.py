@@ -18,6 +18,7 @@ from tailwise.compression.plans.phrasing import listed
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import is_text, json_of, read_text
+from tailwise.core.typed import is_finite
 
 _MX_GROUP = 32
 _INTEGERS = ("int2", "int3", "int4", "int8")
@@ -151,11 +152,10 @@ def _format(fields: Mapping[str, Any]) -> str | None:
 
 def _decision(item: Candidate, chosen: str, scheme: _Scheme, audit: Audit) -> Decision:
     alpha = scheme.fields.get("alpha_hill")
-    known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     return Decision(
         replace(item.site, shape=shape_of(item, audit.provenance.config)),
         Cast(chosen),
-        metrics={"alpha_hill": float(alpha)} if known and alpha is not None else {},
+        metrics={"alpha_hill": float(alpha)} if is_finite(alpha) else {},
         reason=scheme.origin,
     )
 

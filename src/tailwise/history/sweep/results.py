@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from tailwise.core.atomic import write_whole
 from tailwise.core.errors import MALFORMED, UnreadableError
 from tailwise.core.recipe import Recipe
 from tailwise.core.storage import exists, get, is_url, joined, json_of, read_bytes
+from tailwise.core.typed import is_finite
 from tailwise.judging.compare.ranking import ModelNumbers
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.spectrum.metrics.facts import selected
@@ -43,6 +44,10 @@ _TABLE: dict[str, pa.DataType] = {
     "bytes_read": pa.int64(), "flops": pa.float64(), "seconds": pa.float64(),
     **dict.fromkeys(SUMMARIES, pa.float64()),
 }  # fmt: skip
+
+
+#: Columns without which nothing can be ranked; numbers may be fewer, as an earlier version wrote them.
+_NEEDED = ("model", "status", "model_type")
 
 
 def stem(model: str) -> str:
@@ -112,13 +117,27 @@ def read_numbers(folder: str) -> list[ModelNumbers]:
     where = joined(folder, MODELS_FILE)
     try:
         table = from_parquet(read_bytes(where) if isinstance(where, Path) else get(where))
-        recipe = json_of(table.schema.metadata[b"tailwise"])
+        return _numbers_in(table, json_of(table.schema.metadata[b"tailwise"]))
     except (*MALFORMED, OSError, pa.ArrowException) as error:
         raise UnreadableError(
             f"is no table of models ({error})", where=where, fix="run tailwise sweep again"
         ) from error
+
+
+def _numbers_in(table: pa.Table, recipe: Any) -> list[ModelNumbers]:
+    """The numbers of a table that is as `write_models` makes them, or an error of `MALFORMED`: it may be anybody's."""
+    if not isinstance(recipe, dict):
+        raise TypeError(f"its recipe is a JSON {type(recipe).__name__}")
+    for name in (*_NEEDED, *(name for name in SUMMARIES if name in table.column_names)):
+        if (kind := table.column(name).type) != _TABLE[name]:
+            raise TypeError(f"its column {name} holds {kind}, not {_TABLE[name]}")
     done = [line for line in table.to_pylist() if line["status"] == "done"]
-    return [
-        ModelNumbers(line["model"], {name: line.get(name) for name in SUMMARIES}, recipe, line["model_type"])
-        for line in done
-    ]
+    if any(line["model"] is None for line in done):
+        raise ValueError("a model has no name")
+    return [ModelNumbers(line["model"], _finite(line), recipe, line["model_type"]) for line in done]
+
+
+def _finite(line: Mapping[str, Any]) -> dict[str, float | None]:
+    """Every number of a row; None where it has none that could be put in an order."""
+    given = ((name, line.get(name)) for name in SUMMARIES)
+    return {name: value if is_finite(value) else None for name, value in given}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailwise.core.errors import UnreadableError
+from tailwise.core.errors import MALFORMED, UnreadableError
+from tailwise.core.harmless import shortened
 from tailwise.core.storage import json_of, read_text
+from tailwise.core.typed import is_finite
 from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta, RoleChange
-
-#: What a damaged or foreign document makes the functions below raise.
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 def read_comparisons(path: str | Path) -> list[Comparison]:
@@ -22,7 +20,7 @@ def read_comparisons(path: str | Path) -> list[Comparison]:
         found = [_comparison(one) for one in (document if isinstance(document, list) else [document])]
     except OSError as error:
         raise UnreadableError(f"could not be read: {error.strerror or error}", where=path) from error
-    except _DAMAGE as error:
+    except MALFORMED as error:
         fix = "write it again: `tailwise compare A B --json`"
         raise UnreadableError(f"is no comparison of audits ({error})", where=path, fix=fix) from error
     if not found:
@@ -71,8 +69,8 @@ def _number(value: Any) -> float | None:
 
 
 def _required(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is no number")
+    if not is_finite(value):
+        raise TypeError(f"{shortened(repr(value), 100)} is no number")
     return float(value)
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.harmless import listed
 from tailwise.core.storage import read_text
 
 
@@ -18,9 +19,19 @@ def read_scores(path: str | Path) -> dict[str, float | None]:
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableError(f"the scores could not be read ({error})", where=source) from error
     rows = csv.DictReader(text.splitlines())
+    try:
+        return _scores(rows, source)
+    except csv.Error as error:  # a field without an end, as a quote that is left open makes
+        where = f"{source}, line {rows.line_num}"
+        raise UnreadableError(
+            f"is no table of scores ({error})", where=where, fix="write a model,score a line"
+        ) from error
+
+
+def _scores(rows: csv.DictReader[str], source: Path) -> dict[str, float | None]:
     columns = [(name or "").strip() for name in rows.fieldnames or ()]
     if not {"model", "score"} <= set(columns):
-        raise UsageError(f"its columns are {', '.join(columns) or 'none'}", where=source, fix="name them model,score")
+        raise UsageError(f"its columns are {listed(columns) or 'none'}", where=source, fix="name them model,score")
     rows.fieldnames = columns
     scores: dict[str, float | None] = {}
     for row in rows:

@@ -252,12 +252,17 @@ def _short(digest: str) -> str:
     return digest[:16]
 
 
+_BUILD = "build one: `tailwise atlas build AUDIT…`"
+
+
 def load(path: str | Path) -> Atlas:
     """Read what `atlas_build.save` wrote. Raises `UnreadableError`."""
     try:
         text = read_text(path)
     except OSError as error:
         raise UnreadableError(f"could not be read: {error.strerror or error}", where=path) from error
+    except ValueError as error:
+        raise UnreadableError(f"is no atlas, for it is no text ({error})", where=path, fix=_BUILD) from error
     return of_text(text, str(path))
 
 
@@ -272,7 +277,7 @@ def of_text(text: str, where: str) -> Atlas:
         raise UnreadableError(
             f"is no atlas that this version reads ({error})",
             where=where,
-            fix="build one: `tailwise atlas build AUDIT…`",
+            fix=_BUILD,
         ) from error
     return Atlas(members, Path(where).name)
 

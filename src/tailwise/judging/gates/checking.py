@@ -7,10 +7,13 @@ from pathlib import Path
 from statistics import median
 
 from tailwise.audits.audit import Audit, AuditLike
+from tailwise.audits.codec import MEMBERS
 from tailwise.audits.of_adapter import adapter_mode
 from tailwise.audits.rows import LayerRow
 from tailwise.audits.trusted import OF_FIT, doubt, estimator_of, usable, usable_values, value_of
-from tailwise.core.errors import UsageError
+from tailwise.checkpoints.within import stays_within
+from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.harmless import shortened
 from tailwise.core.kept import kept_property
 from tailwise.core.validation import checked
 from tailwise.judging.compare.compare_audits import TESTED, comparable, compare
@@ -79,11 +82,23 @@ class _Context:
             self.baselines[chosen.model] = None
             return chosen
         # A path on the command line is the caller's; one in a file is relative to that file.
-        path = Path(chosen) if chosen is self._given else Path(self._read.source).parent / chosen
+        path = Path(chosen) if chosen is self._given else self._beside(item, str(chosen))
         self.baselines[str(path)] = None
         if str(path) not in self._audits:
             self._audits[str(path)] = Audit.load(path)
         return self._audits[str(path)]
+
+    def _beside(self, item: Expectation, name: str) -> Path:
+        """The audit that the file names, which lies in its folder: a gate of somebody else opens no audit elsewhere."""
+        home = Path(self._read.source).parent
+        path = home / name
+        if not all(stays_within(home, part) for part in (path, *(path / member for member in MEMBERS))):
+            raise UnreadableError(
+                f"the baseline {shortened(name, 200)!r} lies outside the folder of the expectations",
+                where=f"{self._read.source}, line {item.line}",
+                fix="leave it out there and give it with --baseline AUDIT, or put the audit beside the file",
+            )
+        return path
 
     def comparison(self, item: Expectation) -> Comparison:
         base = self.baseline(item)

@@ -23,14 +23,15 @@ def initial_expectations(audit: Audit, *, baseline: str | None = None) -> str:
     """TOML with bounds by role from `audit`.
 
     Exponents may lie four standard errors beyond what the baseline has; other metrics a quarter of the role's range,
-    or 10 % of its size if that is more. With `baseline`, the path of the saved audit, the layers must stay what they
-    are. Findings may be as severe as the baseline's.
+    or 10 % of its size if that is more. With `baseline`, the path of the saved audit from the folder that the text is
+    written to, the layers must stay what they are; one that lies outside of it is given anew for each check. Findings
+    may be as severe as the baseline's.
     """
     rows = [layer.row for layer in audit if layer.row.status != "DEGENERATE"]
     if not rows:
         raise UsageError("the audit has no layer to take bounds from", where=audit.model)
     parts = [f"# Made by `tailwise check --init` from {audit.model}. Every line is yours to change."]
-    parts += ([f"baseline = {_quoted(baseline)}"] if baseline else []) + list(_finding(audit))
+    parts += ([_named(baseline)] if baseline else []) + list(_finding(audit))
     if baseline:
         parts.append('[[expect]]\nstructure = "same"')
     parts += _summary(audit)
@@ -38,6 +39,18 @@ def initial_expectations(audit: Audit, *, baseline: str | None = None) -> str:
         group = [row for row in rows if row.role == role]
         parts += [_expect("metric", metric, *bounds, role) for metric, bounds in _bounds(group, estimator_of(audit))]
     return "\n\n".join(parts) + "\n"
+
+
+def _named(baseline: str) -> str:
+    """The line that names the baseline; what lies elsewhere is named by who calls the command."""
+    if is_beside(baseline):
+        return f"baseline = {_quoted(baseline)}"
+    return "# Give --baseline with the audit that this was made from: it lies outside this folder."
+
+
+def is_beside(baseline: str) -> bool:
+    """Whether an audit can be named in a file of expectations, from whose folder the path is."""
+    return not Path(baseline).is_absolute() and ".." not in Path(baseline).parts
 
 
 def _finding(audit: Audit) -> Iterator[str]:

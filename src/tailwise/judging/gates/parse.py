@@ -21,6 +21,7 @@ from tailwise.core.harmless import pattern_from_file, shortened
 from tailwise.core.layer_patterns import LONGEST_PATTERN
 from tailwise.core.shown import Brief
 from tailwise.core.storage import read_text, toml_of
+from tailwise.core.typed import is_finite
 from tailwise.core.validation import checked
 from tailwise.judging.compare.summary import SUMMARIES
 from tailwise.judging.diagnosis.finding import SEVERITIES
@@ -188,15 +189,20 @@ class _TomlReader:
 
     def _limits(self, text: str) -> Bounds | None:
         if match := _INTERVAL.fullmatch(text):
-            return self._ordered(Bounds(float(match[2]), float(match[3]), match[1] == "(", match[4] == ")"))
+            low, high = self._number(match[2]), self._number(match[3])
+            return self._ordered(Bounds(low, high, match[1] == "(", match[4] == ")"))
         if match := _LIMIT.fullmatch(text):
-            value, open_end = float(match[2]), match[1] in "<>"
+            value, open_end = self._number(match[2]), match[1] in "<>"
             return (
                 Bounds(high=value, high_open=open_end)
                 if match[1] in ("<", "<=", "≤")
                 else Bounds(low=value, low_open=open_end)
             )
         return None
+
+    def _number(self, text: str) -> float:
+        """A bound that is written as text: `1e999` is infinite, bounds nothing, and no report can hold it."""
+        return self._float({"a bound": float(text)}, "a bound")
 
     def _bounds(self, element: Mapping[str, Any]) -> Bounds:
         low = self._float(element, "min") if "min" in element else None
@@ -247,12 +253,9 @@ class _TomlReader:
 
     def _float(self, element: Mapping[str, Any], key: str) -> float:
         value = element[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 - NaN
-            raise self._error(f"{key} is {value!r}", "give a number")
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise self._error(f"{key} has {len(str(abs(value)))} digits", "give a smaller number") from error
+        if not is_finite(value):
+            raise self._error(f"{key} is {shortened(repr(value), 100)}", "give a finite number")
+        return float(value)
 
     def _error(self, what: str, fix: str | None = None) -> UsageError:
         return UsageError(what, where=self._where, fix=fix)

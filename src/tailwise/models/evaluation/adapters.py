@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.adapter_base import named_base
+from tailwise.checkpoints.within import check_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import json_of, read_text
@@ -23,7 +24,9 @@ def is_adapter(place: str | os.PathLike[str]) -> bool:
 
 def settings_of(place: str | os.PathLike[str]) -> dict[str, Any]:
     """What an adapter says of itself."""
-    path = Path(place).expanduser() / CONFIG
+    folder = Path(place).expanduser()
+    path = folder / CONFIG
+    check_within(folder, path)
     try:
         document = json_of(read_text(path))
     except (OSError, ValueError) as error:

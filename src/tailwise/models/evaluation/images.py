@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from tailwise.checkpoints.formats.unfolding import check_unfolding
-from tailwise.checkpoints.inside import stays_within
 from tailwise.checkpoints.open import looks_local, names_like
+from tailwise.checkpoints.within import stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.optional import how_to_get, needed

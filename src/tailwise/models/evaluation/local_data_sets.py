@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.inside import names_within, stays_within
+from tailwise.checkpoints.within import names_within, stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.arrow_files import NoTextError

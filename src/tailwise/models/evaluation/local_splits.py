@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tailwise.checkpoints.inside import names_within, stays_within
+from tailwise.checkpoints.within import names_within, stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.storage import read_text
 from tailwise.core.yaml_text import NotYamlError, yaml_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.checkpoints.bytesource import LocalFolder
-from tailwise.checkpoints.inside import names_within
+from tailwise.checkpoints.within import check_within, names_within
 from tailwise.core.errors import UnreadableError
 from tailwise.core.optional import needed
 from tailwise.core.storage import json_of, read_text
@@ -70,6 +70,7 @@ def _indexed(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every index file of a folder with the names of files in it."""
     for index in sorted(folder.glob("*.index.json")):
         try:
+            check_within(folder, index)
             document = json_of(read_text(index))
         except (OSError, ValueError):  # who reads it says so
             continue

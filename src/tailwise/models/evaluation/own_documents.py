@@ -15,7 +15,7 @@ from tailwise.checkpoints.bytesource import Folder, LocalFolder
 from tailwise.checkpoints.formats.pickle_bounds import check_file
 from tailwise.checkpoints.formats.torch_pickle import check_pickles_let_in
 from tailwise.checkpoints.hub import HubAddress, HubFolder, cached_snapshot, is_offline, parse_hub
-from tailwise.checkpoints.inside import stays_within
+from tailwise.checkpoints.within import stays_within
 from tailwise.core.errors import UnreachableError, UnreadableError
 from tailwise.core.storage import json_of, read_text
 
@@ -57,11 +57,14 @@ _FIX = "take the file from where the model came from"
 
 
 def check_sizes(folder: Folder | None) -> None:
-    """`UnreadableError` where a file that transformers reads whole is larger than any of its kind."""
+    """`UnreadableError` where a file that transformers reads whole is larger than any of its kind.
+
+    Settings are to lie in the folder, too, and not behind a link to elsewhere: they are written out with the model.
+    """
     if folder is None:
         return
     for name, most in _bounded(folder):
-        with closing(folder.source(name)) as source:
+        with closing(folder.settings(name) if most == _MOST_SETTINGS else folder.source(name)) as source:
             if source.size > most:
                 raise UnreadableError(
                     f"has {source.size / 1e6:.0f} MB, and no file of its kind has more than {most / 1e6:.0f}",
@@ -166,7 +169,7 @@ def check_processor_settings(place: str, revision: str | None = None) -> None:
     for name in sorted(folder.names().intersection(_PROCESSORS)):
         if not _is_regular(folder, name):
             continue
-        with closing(folder.source(name)) as source:
+        with closing(folder.settings(name)) as source:
             file = source.local_path()
             said = _settings_in(file)
         for key, value in items_of(said):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tailwise.core.errors import UnreadableError
+from tailwise.core.typed import is_finite
 from tailwise.models.evaluation.own_documents import items_of
 
 # Far above any tower's, far below what takes a machine's memory.
@@ -38,7 +39,8 @@ def check_processor(ready: Any, sizes: Iterable[tuple[int, int]], where: str) ->
             else None
         )
         if most is not None and not value <= most:
-            raise _refused(f"asks for {key} {value:.4g}, and no model takes more than {most}", where)
+            said = f"{value:.4g}" if is_finite(value) else "a number without end"
+            raise _refused(f"asks for {key} {said}, and no model takes more than {most}", where)
     _check_parts(settings, by_pixels, where)
     size = settings.get("size")
     side = size.get("shortest_edge") if isinstance(size, dict) and not by_pixels else None
@@ -69,7 +71,7 @@ def _check_parts(settings: dict[str, Any], by_pixels: bool, where: str) -> None:
 def _area(size: Any) -> int:
     """Pixels of a size, in whichever of its spellings; 1 where it says nothing."""
     sides = list(size.values()) if isinstance(size, dict) else size if isinstance(size, list | tuple) else [size, size]
-    known = [int(side) for side in sides if isinstance(side, int | float) and not isinstance(side, bool)]
+    known = [int(side) for side in sides if is_finite(side)]
     return 1 if not known else known[0] ** 2 if len(known) == 1 else max(known[0] * known[1], 1)
 
 

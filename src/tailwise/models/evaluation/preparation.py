@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise.checkpoints.bytesource import LocalFolder
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.evaluation.loading import address_of
@@ -111,13 +112,13 @@ def _prepared(settings: Mapping[str, Any], config: Any) -> Preparation:
 
 def _processor(place: str) -> Mapping[str, Any]:
     name, revision = address_of(place)
-    path = Path(name) / "preprocessor_config.json"
+    file = "preprocessor_config.json"
     try:
-        if not Path(name).is_dir():
-            from huggingface_hub import hf_hub_download
+        if Path(name).is_dir():
+            return LocalFolder(name).json(file)
+        from huggingface_hub import hf_hub_download
 
-            path = Path(hf_hub_download(name, "preprocessor_config.json", revision=revision))
-        processor: Mapping[str, Any] = json_of(read_text(path))
+        processor: Mapping[str, Any] = json_of(read_text(hf_hub_download(name, file, revision=revision)))
     except Exception:  # a model may come without one: its config says the rest
         return {}
     return processor

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tailwise.checkpoints.inside import stays_within
 from tailwise.checkpoints.open import looks_local, names_like
+from tailwise.checkpoints.within import stays_within
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.optional import how_to_get
 from tailwise.core.storage import read_text

@@ -10,6 +10,7 @@ from typing import Any
 
 from tailwise.core.errors import TailwiseError, UnreadableError, UsageError, unknown_name
 from tailwise.core.optional import how_to_get
+from tailwise.core.typed import is_finite
 from tailwise.models.evaluation.loading import Loaded
 from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.scores import TaskScore
@@ -136,7 +137,7 @@ def _scores(task: str, results: Mapping[str, Any]) -> list[TaskScore]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite(value)
 
 
 def _samples(documents: Sequence[Mapping[str, Any]], metric: str, filtered: str, value: float) -> tuple[float, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.checkpoints.within import check_within
+from tailwise.core.errors import MALFORMED, UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
 from tailwise.models.walking.statistics import PLAIN
 
@@ -64,6 +65,7 @@ class Shapes:
         path = folder / PRUNED_FILE
         if not path.is_file():
             return None
+        check_within(folder, path)
         try:
             document = json_of(read_text(path))
             if document[_VERSION] != FORMAT:
@@ -73,7 +75,7 @@ class Shapes:
                 )
             layers = {name: Sizes(**sizes) for name, sizes in document["layers"].items()}
             return Shapes(layers, {name: Heads(**heads) for name, heads in document["heads"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*MALFORMED, OSError) as error:
             fix = "write the model again with `tailwise apply`"
             raise UnreadableError("does not say how the layers were cut", where=path, fix=fix) from error
 

@@ -15,6 +15,9 @@ from tailwise.report.charts.data import Record, rounded
 from tailwise.report.charts.view import ChartView, names_of
 from tailwise.report.columns import printable
 
+#: What an axis has room for: beyond, its ends and the steps between them are no numbers. A file may say anything.
+_SMALLEST, _LARGEST = 1e-100, 1e100
+
 
 def names_in(group: SameText) -> list[str]:
     """A short, distinct name for each model; that of its file where models have the same."""
@@ -52,7 +55,7 @@ class EvaluationView(ChartView):
         found = []
         for index, one in enumerate(self.group.candidates):
             size, value = self.size.of(one), self.measure.value(one)
-            if size is None or value is None or (self.measure.log and not value > 0):
+            if size is None or value is None or not self._can_be_drawn(value):
                 continue
             low, high = self._ends(one, value)
             found.append(
@@ -63,11 +66,15 @@ class EvaluationView(ChartView):
             )  # fmt: skip
         return sorted(found, key=lambda record: (record["size"], record["value"]))
 
+    def _can_be_drawn(self, value: float) -> bool:
+        return _SMALLEST <= value <= _LARGEST if self.measure.log else abs(value) <= _LARGEST
+
     def _ends(self, one: ScoredModel, value: float) -> tuple[float, float]:
         found = self.measure.interval(one)
         if found is None or not all(map(math.isfinite, found)):
             return value, value
-        return (max(found[0], value * 1e-3) if self.measure.log else found[0]), found[1]
+        low, high = (min(max(end, -_LARGEST), _LARGEST) for end in found)
+        return (max(low, value * 1e-3) if self.measure.log else low), high
 
     @kept_property
     def unit(self) -> tuple[str, float]:
