@@ -1,11 +1,16 @@
 """A chat against a scripted endpoint: the protocol, the tools, the check of numbers, and what goes wrong."""
 
+import contextlib
+import gzip
 import json
 import socket
+import socketserver
+import threading
 
 import pytest
-from endpoint import endpoint, text, tool
+from endpoint import Script, endpoint, text, tool
 
+from tailwise.app.assistant import chat as chat_module
 from tailwise.app.assistant.chat import Answered, Failed, TextDelta, ToolCall, ToolResult, chat
 from tailwise.app.assistant.endpoint import Endpoint
 from tailwise.app.assistant.events import to_json
@@ -209,3 +214,85 @@ def test_events_are_json(made):
         events = talk(made, script)
     kinds = [json.loads(json.dumps(to_json(event)))["kind"] for event in events]
     assert kinds == ["call", "result", "text", "done"]
+
+
+#: Deltas of another shape than the interface has.
+_ODD = {
+    "an index below 0": {"tool_calls": [{"index": -5, "id": "c", "function": {"name": "list", "arguments": "{}"}}]},
+    "an index of letters": {"tool_calls": [{"index": "x", "id": "c", "function": {"name": "list", "arguments": "{}"}}]},
+    "a name that is a number": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": 5, "arguments": "{}"}}]},
+    "an id that is a list": {"tool_calls": [{"index": 0, "id": [1], "function": {"name": "list", "arguments": "{}"}}]},
+    "a text that is a number": {"content": 5},
+    "a text that is a list": {"content": ["a"]},
+    "no object": "abc",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _ODD)
+def test_an_answer_of_another_shape_is_told(made, kind):
+    with endpoint([{"choices": [{"index": 0, "delta": _ODD[kind]}]}]) as script:
+        *_, last = talk(made, script)
+    assert isinstance(last, Failed)
+    assert "not made as those of the interface" in last.message or "cannot be understood" in last.message
+
+
+@contextlib.contextmanager
+def raw(first, again, pause=0.0):
+    """A server of bytes: `first`, and then `again` without end. Gives its address and a list of what was sent."""
+    sent, done = [0], threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            with contextlib.suppress(OSError):
+                self.wfile.write(first)
+                while not done.wait(pause):
+                    self.wfile.write(again)
+                    sent[0] += len(again)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield Script([], f"http://127.0.0.1:{server.server_address[1]}/v1"), sent
+        finally:
+            done.set()
+            server.shutdown()
+
+
+_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+_CALL = {"choices": [{"index": 0, "delta": {"tool_calls": [
+    {"index": 0, "id": "c", "function": {"name": "list", "arguments": "x" * 60_000}}]}}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "again"), [
+    (_STREAM + b"\r\ndata: ", b"a" * 65536),
+    (_STREAM + b"\r\n", b"data: " + json.dumps(_CALL).encode() + b"\n\n"),
+    (_STREAM + b"\r\n", b": " + b"a" * 60_000 + b"\n"),
+    (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", b"a\n" * 4096),
+])  # fmt: skip
+def test_no_more_of_an_answer_is_taken_than_one_can_have(made, first, again):
+    with raw(first, again) as (script, sent):
+        *_, last = talk(made, script)
+    assert last == Failed("the answer has no end", "ask again, or in other words")
+    assert sent[0] < 80 << 20
+
+
+@pytest.mark.parametrize(("first", "again"), [
+    (_STREAM + b"\r\ndata: ", b"a"),
+    (_STREAM, b"X: a\r\n"),
+    (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+])  # fmt: skip
+def test_an_answer_that_drips_ends_with_its_time(made, monkeypatch, first, again):
+    monkeypatch.setattr(chat_module, "_SECONDS", 1.0)
+    with raw(first, again, pause=0.1) as (script, _):
+        *_, last = talk(made, script)
+    assert isinstance(last, Failed)
+
+
+def test_a_packed_answer_is_refused_before_it_is_unpacked(made):
+    packed = gzip.compress(b"data: " + b"a" * (64 << 20))
+    with raw(_STREAM + b"Content-Encoding: gzip\r\n\r\n" + packed, b"") as (script, _):
+        *_, last = talk(made, script)
+    assert "packed" in last.message

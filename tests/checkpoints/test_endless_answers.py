@@ -1,7 +1,9 @@
 """A web server may send on without end: no more is read than was asked for."""
 
 import contextlib
+import gzip
 import http.server
+import socketserver
 import threading
 
 import pytest
@@ -85,6 +87,49 @@ def test_an_answer_that_drips_is_one_error(dripping, monkeypatch):
     monkeypatch.setattr(web_answers, "_PATIENCE", 0.3)
     with pytest.raises(UnreadableError, match=r"its server sent \d+ bytes in"):
         tw.audit(dripping)
+
+
+#: What a server sends first, and then again and again: nothing of it is a byte of a file.
+_PARTIAL = b"HTTP/1.1 206 Partial\r\nTransfer-Encoding: chunked\r\n"
+_EMPTY = b"\0\0\0\xff\xff"  # a stored block of deflate without content
+_NOTHING = {
+    "interim answers": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"),
+    "lines of a head": (b"HTTP/1.1 200 OK\r\n", b"X: a\r\n"),
+    "a head of a chunk": (_PARTIAL + b"\r\n5;", b"a"),
+    "trailers": (_PARTIAL + b"\r\n5\r\nabcde\r\n0\r\n", b"X: a\r\n"),
+    "empty blocks": (
+        _PARTIAL + b"Content-Encoding: gzip\r\n\r\na\r\n" + gzip.compress(b"")[:10] + b"\r\n",
+        b"5\r\n" + _EMPTY + b"\r\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _NOTHING)
+def test_an_answer_that_goes_on_without_a_byte_is_one_error(kind, monkeypatch):
+    monkeypatch.setattr(web_answers, "_PATIENCE", 0.5)
+    first, again = _NOTHING[kind]
+    done = threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):
+                while line := self.rfile.readline():
+                    if line != b"\r\n":
+                        continue
+                    self.wfile.write(first)
+                    while not done.wait(0.05):
+                        self.wfile.write(again)
+                    return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UnreadableError, match=r"its server sent .* in 0.5 s"):
+                get(f"http://127.0.0.1:{server.server_address[1]}/plan.json")
+        finally:
+            done.set()
+            server.shutdown()
 
 
 @pytest.mark.parametrize("path", ["/model.safetensors", "/model.gguf", "/folder/", "/adapter/"])

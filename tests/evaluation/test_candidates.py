@@ -10,6 +10,7 @@ import pytest
 from made_scores import WINDOWS, against, made
 
 from tailwise.core.errors import UnreadableError
+from tailwise.models.evaluation import candidates
 from tailwise.models.evaluation.candidates import (
     BEHIND,
     FRONT,
@@ -45,6 +46,23 @@ def test_what_the_windows_do_not_tell_from_a_better_one_is_not_behind_it():
     (group,) = side_by_side({"a": better, "b": same})
     found = of_names(group, group.standings(group.measures[0], SIZES[0]))
     assert found == {better.model: FRONT, same.model: NEAR}
+
+
+def test_two_models_are_held_against_each_other_once_and_no_longer_than_there_is_room(monkeypatch):
+    asked = []
+    whole = candidates.paired
+    monkeypatch.setattr(candidates, "paired", lambda *given, **named: asked.append(1) or whole(*given, **named))
+    (group,) = side_by_side({f"{k}": made(f"{k}", 0.1 + k / 1e4, 500 + k, noise=0.3, seed=k) for k in range(6)})
+    measure = group.measures[0]
+    first = group.standings(measure, SIZES[0])
+    once = len(asked)
+    assert once > 0
+    assert group.standings(measure, SIZES[0]) == first
+    assert len(asked) == once
+    monkeypatch.setattr(candidates, "_MOST_WINDOWS", -1)
+    (without,) = side_by_side({f"{k}": made(f"{k}", 0.1 + k / 1e4, 500 + k, noise=0.3, seed=k) for k in range(6)})
+    assert set(without.standings(measure, SIZES[0])) == {FRONT, BEHIND}
+    assert len(asked) == once
 
 
 def test_a_base_stands_there_once_and_first_and_others_by_size():

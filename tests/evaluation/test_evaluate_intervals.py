@@ -56,6 +56,16 @@ def test_correlated_values_are_averaged_but_at_least_eight_runs_are_left():
     assert np.isclose(runs.mean(), 0.5, atol=0.02)
 
 
+def test_of_very_many_values_neighbours_are_averaged_and_the_interval_stays_what_it_is():
+    values = np.random.default_rng(0).gamma(4.0, 0.8, 30_000)
+    assert len(independent(values)) <= intervals.MOST_RUNS
+    low, high = mean_interval(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=half / 8)
+    assert high == pytest.approx(values.mean() + half, abs=half / 8)
+    assert sign_flip_p(values - values.mean()) > 0.5
+
+
 def test_the_interval_is_that_of_its_seed():
     values = np.random.default_rng(1).normal(3, 1, 30)
     assert mean_interval(values, seed=4) == mean_interval(values, seed=4) != mean_interval(values, seed=5)

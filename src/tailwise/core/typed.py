@@ -50,6 +50,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return value in inner
     if origin is tuple:
+        if inner[-1] is Ellipsis and isinstance(value, list) and _are_numbers(value, inner[0]):
+            return True
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis and isinstance(value, list) else inner
         return isinstance(value, list) and len(kinds) == len(value) and all(map(_fits, value, kinds))
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -57,6 +59,12 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any:
         json.dumps(value, allow_nan=False)  # ValueError
     return kind is Any or _is(value, kind)
+
+
+def _are_numbers(values: list[Any], kind: Any) -> bool:
+    """Whether all are finite numbers, and those are what is expected: a loss for each window can be many."""
+    expected = kind is float or float in get_args(kind)
+    return expected and set(map(type, values)) <= {float, int} and all(map(is_finite, values))
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -154,6 +154,25 @@ def _calls_of(blocks) -> list[int]:
     return calls
 
 
+def test_of_states_that_would_take_too_much_some_are_kept(llama, audit, tokens, monkeypatch) -> None:
+    stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")
+    width = stage.trial.model.config.hidden_size
+    of_a_block = stage.search.numel() * width * 4
+    monkeypatch.setattr(stage.trial._prefix, "_most", 2 * of_a_block)
+    plans = []
+    for block in (1, 2):
+        changed = [item.but(sparsity=0.8) if item.block == block else item for item in around]
+        plans.append(around.replace(decisions=tuple(changed)))
+    expected = [stage.trial.losses(plan, stage.search) for plan in plans]
+    stage.trial.settle(around, stage.search)
+    assert list(stage.trial._prefix._kept) == [1]
+    calls = _calls_of(stage.trial.model.model.layers)
+    assert np.array_equal(stage.trial.losses(plans[1], stage.search), expected[1])
+    assert calls[:2] == [0, 0]
+    assert np.array_equal(stage.trial.losses(plans[0], stage.search), expected[0])
+    assert calls[0] > 0
+
+
 def test_states_that_would_take_too_much_are_not_kept(llama, audit, tokens, monkeypatch) -> None:
     monkeypatch.setattr("tailwise.compression.trying.prefix.MOST_STATES", 1000)
     stage, around = _stage(llama, audit, tokens), _plan(audit, "uniform")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from tailwise.app.assistant.answer import Answer, Fact
 from tailwise.app.assistant.endpoint import Endpoint
-from tailwise.app.assistant.events import Answered, Event, Failed, TextDelta, ToolCall, ToolResult
+from tailwise.app.assistant.events import Answered, AnswerEndedError, Event, Failed, TextDelta, ToolCall, ToolResult
 from tailwise.app.assistant.functions.function import FUNCTIONS, Place, call
 from tailwise.app.assistant.markdown import clean, links_in, own_links, shorten
 from tailwise.app.assistant.numbers import unverified
@@ -83,14 +86,20 @@ def chat(
     import openai
 
     prompt, known = system_prompt(workspace, screen), prompt_facts(workspace, screen)
-    with _client(endpoint) as client:
+    until = time.monotonic() + _SECONDS
+    with _client(endpoint, until) as client:
         try:
             told = [{"role": "system", "content": prompt}, *_told(messages)]
-            talk = _Talk(client, endpoint, Place(workspace, screen), told, until=time.monotonic() + _SECONDS)
+            talk = _Talk(client, endpoint, Place(workspace, screen), told, until=until)
             talk.tools = endpoint.tools
             yield from _rounds(talk)
-        except (openai.OpenAIError, UsageError, ValueError, _Stop) as error:
+        except (openai.OpenAIError, UsageError, ValueError, AnswerEndedError) as error:
             yield failure(error, endpoint)
+            return
+        except RuntimeError:  # a second try by the library, of a client that was closed
+            if time.monotonic() < until:
+                raise
+            yield failure(AnswerEndedError("the answer took too long"), endpoint)
             return
     looked_up = tuple(talk.facts)
     text = own_links(without_thoughts(talk.text).strip())
@@ -107,15 +116,32 @@ def without_thoughts(text: str) -> str:
     return "".join([*parts, text[at:]])
 
 
-class _Stop(Exception):  # noqa: N818 - it ends an answer; `failures` gives it words
-    """Why an answer was ended from here."""
+@contextmanager
+def _client(endpoint: Endpoint, until: float) -> Iterator[OpenAI]:
+    """A client that is closed at the end, or when the time is over: a head may come a byte at a time."""
+    client = _opened_client(endpoint, until)
+    over = threading.Timer(max(0.0, until - time.monotonic()), client.close)
+    over.daemon = True
+    over.start()
+    try:
+        with client:
+            yield client
+    finally:
+        over.cancel()
 
 
-def _client(endpoint: Endpoint) -> OpenAI:
+def _opened_client(endpoint: Endpoint, until: float) -> OpenAI:
     import openai
 
+    from tailwise.app.assistant.bounded_stream import bounded
+
     # No proxy to this machine, no redirects that could take a key elsewhere, and no headers of another account.
-    own = openai.DefaultHttpxClient(trust_env=not endpoint.local, follow_redirects=False)
+    own = openai.DefaultHttpxClient(
+        trust_env=not endpoint.local,
+        follow_redirects=False,
+        headers={"Accept-Encoding": "identity"},
+        event_hooks={"response": [partial(bounded, until=until)]},
+    )
     return openai.OpenAI(
         base_url=endpoint.base_url,
         api_key=endpoint.api_key or "none",
@@ -142,7 +168,7 @@ def _rounds(talk: _Talk) -> Iterator[Event]:
             break
         yield from _called(talk, before)
     if not talk.text.strip():
-        raise _Stop("the model gave no answer")
+        raise AnswerEndedError("the model gave no answer")
 
 
 def _one_round(talk: _Talk, *, last: bool) -> Iterator[Event]:
@@ -159,9 +185,9 @@ def _one_round(talk: _Talk, *, last: bool) -> Iterator[Event]:
     with stream:
         for chunk in stream:
             if time.monotonic() > talk.until:
-                raise _Stop("the answer took too long")
-            if len(talk.text) > _TEXT:
-                raise _Stop("the answer has no end")
+                raise AnswerEndedError("the answer took too long")
+            if len(talk.text) + sum(len(asked.arguments) for asked in talk.calls) > _TEXT:
+                raise AnswerEndedError("the answer has no end")
             yield from _part(talk, chunk)
 
 
@@ -172,24 +198,36 @@ def _opened(talk: _Talk, *, tools: bool) -> Stream[ChatCompletionChunk]:
 
 
 def _part(talk: _Talk, chunk: ChatCompletionChunk) -> Iterator[Event]:
+    try:
+        said = _taken(talk, chunk)
+    except (AttributeError, TypeError, IndexError) as error:  # of another shape than the library says
+        raise AnswerEndedError("the answer is not made as those of the interface are") from error
+    if said:
+        yield TextDelta(said)
+
+
+def _taken(talk: _Talk, chunk: ChatCompletionChunk) -> str:
+    """Put a piece of an answer to what came before; its text."""
     if not chunk.choices or chunk.choices[0].delta is None:  # usage alone; and servers that send no delta at the end
-        return
+        return ""
     delta = chunk.choices[0].delta
-    if delta.content:
-        talk.text += delta.content
-        yield TextDelta(delta.content)
+    said = delta.content or ""
+    talk.text += said
     for piece in delta.tool_calls or ():
         index = piece.index if piece.index is not None else len(talk.calls)
+        if not index >= 0:
+            raise IndexError(index)
         # Some servers give every call the index 0: a new id with a name begins a new call.
         if index < len(talk.calls) and piece.id and talk.calls[index].id not in ("", piece.id):
             index = len(talk.calls)
         while len(talk.calls) <= min(index, _CALLS):
             talk.calls.append(_AskedTools())
         asked = talk.calls[min(index, _CALLS)]
-        asked.id = piece.id or asked.id
+        asked.id = "" + (piece.id or asked.id)
         if piece.function is not None:
             asked.name += piece.function.name or ""
             asked.arguments += piece.function.arguments or ""
+    return said
 
 
 def _called(talk: _Talk, before: int) -> Iterator[Event]:

@@ -46,6 +46,10 @@ class Failed:
     fix: str
 
 
+class AnswerEndedError(Exception):
+    """Why an answer was ended from here; `failures` gives it words."""
+
+
 Event = TextDelta | ToolCall | ToolResult | Answered | Failed
 
 

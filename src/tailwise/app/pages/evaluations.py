@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
@@ -25,6 +26,7 @@ router = APIRouter(include_in_schema=False)
 Given = Annotated[PageContext, Depends(context_of)]
 _MOST = 200  # files that are read, the newest first
 _log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,18 @@ class PageOfEvaluations:
 
 def shown(context: PageContext) -> PageOfEvaluations:
     """All evaluations by what they were scored on, kept until a file comes, goes or changes."""
-    entries = [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
-    if not entries:
-        return PageOfEvaluations((), (), 0, 0)
-    return context.workspace.keep(
-        entries[0].id, ("evaluations", context.workspace.state), lambda: _read(context, entries)
-    )
+    entries = _entries(context)
+    return _kept(context, "evaluations", lambda: _read(context, entries)) or PageOfEvaluations((), (), 0, 0)
+
+
+def _entries(context: PageContext) -> list[WorkspaceEntry]:
+    return [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
+
+
+def _kept(context: PageContext, what: str, make: Callable[[], Value]) -> Value | None:
+    """What `make` makes of all evaluations, kept until a file comes, goes or changes; None where there is none."""
+    entries = _entries(context)
+    return context.workspace.keep(entries[0].id, (what, context.workspace.state), make) if entries else None
 
 
 def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluations:
@@ -66,9 +74,13 @@ def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluati
 def evaluations(request: Request, context: Given) -> HTMLResponse:
     """Every text with its models."""
     found = shown(context)
-    values = {"area": "Models", "found": found, "texts": [_text(index, one) for index, one in enumerate(found.groups)],
+    values = {"area": "Models", "found": found, "texts": _kept(context, "texts", lambda: _texts(found)) or [],
               "guidance": GUIDANCE}  # fmt: skip
     return context.pages.page(request, "evaluations.html", values)
+
+
+def _texts(found: PageOfEvaluations) -> list[dict[str, Any]]:
+    return [_text(index, one) for index, one in enumerate(found.groups)]
 
 
 def _text(index: int, group: SameText) -> dict[str, Any]:

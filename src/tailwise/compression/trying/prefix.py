@@ -15,12 +15,13 @@ from tailwise.core.errors import UsageError
 from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.walk import blocks_of
 
-#: Bytes of states that are kept at most; a model that would need more is run whole every time.
-MOST_STATES = 4 << 30
+#: Bytes of states that are kept: no more than the model has, within these bounds. Where all would need more, every
+#: second, third, … block's are kept, and what lies between is computed again.
+LEAST_STATES, MOST_STATES = 256 << 20, 4 << 30
 
 
 class Prefix:
-    """The outputs of every block under some weights.
+    """The outputs of blocks under some weights.
 
     A block is called once for each batch of windows, and `score` makes the same batches every time; so the n-th call
     of a block is given what its n-th call gave. `score` gives the loss of every window, (n,).
@@ -33,7 +34,9 @@ class Prefix:
         except UsageError:  # such a model is run whole
             self._blocks = []
         self._model = model
-        self._kept: list[list[Any]] = []
+        held = sum(item.numel() * item.element_size() for item in model.parameters())
+        self._most = min(max(held, LEAST_STATES), MOST_STATES)
+        self._kept: dict[int, list[Any]] = {}
         self._windows: torch.Tensor | None = None
 
     def block_of(self, parameter: str) -> int:
@@ -46,18 +49,18 @@ class Prefix:
 
     def forget(self) -> None:
         """Let the outputs go."""
-        self._kept, self._windows = [], None
+        self._kept, self._windows = {}, None
 
     def record(self, windows: torch.Tensor) -> NDArray[np.float64]:
-        """Losses of the windows, (n,), from a whole run whose outputs are kept."""
+        """Losses of the windows, (n,), from a whole run of which outputs are kept."""
         self.forget()
-        states: list[list[Any]] = [[] for _ in self._blocks]
-        room = _Room(MOST_STATES)
+        room = _Room(self._most, len(windows) * len(self._blocks))
+        states: dict[int, list[Any]] = {}
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _given: object, out: Any) -> None:
-                if room.take(out):
-                    states[index].append(out)
+                if room.takes(index, out):
+                    states.setdefault(index, []).append(out)
 
             return hook
 
@@ -67,22 +70,24 @@ class Prefix:
         finally:
             for handle in handles:
                 handle.remove()
-        if self._blocks and not room.full:
+        if states and not room.full:
             self._kept, self._windows = states, windows
         return losses
 
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""
-        if first <= 0 or not self.knows(windows):
+        last = max((index for index in self._kept if index < first), default=None)
+        if last is None or not self.knows(windows):
             return self._score(self._model, windows)
-        with _replayed(self._blocks[:first], self._kept):
+        with _replayed(self._blocks[: last + 1], self._kept[last]):
             return self._score(self._model, windows)
 
 
 @contextmanager
-def _replayed(blocks: list[Block], states: list[list[Any]]) -> Iterator[None]:
+def _replayed(blocks: list[Block], states: list[Any]) -> Iterator[None]:
+    """Each of the blocks gives what the last of them gave: what those before it give is not looked at."""
     for block in blocks:
-        calls = iter(states[block.index])
+        calls = iter(states)
         block.module.forward = lambda *_given, calls=calls, **_named: next(calls)
     try:
         yield
@@ -92,11 +97,24 @@ def _replayed(blocks: list[Block], states: list[list[Any]]) -> Iterator[None]:
 
 
 class _Room:
-    def __init__(self, left: int) -> None:
-        self._left, self.full = left, False
+    """Which blocks' outputs are kept, of `outputs` for single windows in all; told by the first that comes."""
 
-    def take(self, out: Any) -> bool:
-        tensors = out if isinstance(out, tuple) else (out,)
-        self._left -= sum(item.numel() * item.element_size() for item in tensors if isinstance(item, torch.Tensor))
-        self.full = self.full or self._left < 0
+    def __init__(self, most: int, outputs: int) -> None:
+        self._left, self._outputs, self._every = most, outputs, 0
+
+    @property
+    def full(self) -> bool:
+        """Whether more came than there is room for."""
+        return self._left < 0
+
+    def takes(self, index: int, out: Any) -> bool:
+        """Whether the output of a block for a batch is kept."""
+        tensors = [item for item in (out if isinstance(out, tuple) else (out,)) if isinstance(item, torch.Tensor)]
+        nbytes = sum(item.numel() * item.element_size() for item in tensors)
+        if not self._every:
+            windows = max(1, len(tensors[0]) if tensors and tensors[0].ndim else 1)
+            self._every = max(1, -(-nbytes * self._outputs // (windows * max(1, self._left))))
+        if (index + 1) % self._every:
+            return False
+        self._left -= nbytes
         return not self.full

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from tailwise.core.errors import UnreadableError
 from tailwise.core.storage import json_of, read_bytes
-from tailwise.models.evaluation.intervals import Values
+from tailwise.models.evaluation.intervals import MOST_RUNS, Values
 from tailwise.models.evaluation.score_pairs import compare_scores, paired
 from tailwise.models.evaluation.scores import (
     NONE,
@@ -37,7 +37,9 @@ NEAR: Standing = "not told apart"
 BEHIND: Standing = "behind"
 NOWHERE: Standing = "–"
 
-_MOST_PAIRED = 400  # of one text: pairs take milliseconds each
+_MOST_PAIRED = 400  # models of one text
+#: Windows of all pairs that are held against each other, each pair once: about 15 seconds of a processor.
+_MOST_WINDOWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,42 @@ class QualityMeasure:
     higher_is_better: bool = False
 
 
+class _Room:
+    """How many windows were held against each other, of all that one page may take."""
+
+    def __init__(self) -> None:
+        self._windows = 0
+
+    def takes(self, windows: int) -> bool:
+        """Whether there is room, which is taken."""
+        free = self._windows <= _MOST_WINDOWS
+        self._windows += min(windows, MOST_RUNS)
+        return free
+
+
+class _Pairs:
+    """Which of two models is worse, asked once each: a page asks for every size anew."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, str], bool] = {}
+        self._room = _Room()
+
+    def is_worse(
+        self, pair: tuple[int, int], models: tuple[ScoredModel, ScoredModel], how: QualityMeasure, seed: int
+    ) -> bool:
+        """Whether the first of `models`, which stand at `pair`, is told from the second; taken to be without room."""
+        key, units = (*pair, how.key), how.units(models[0])
+        if key not in self._found:
+            self._found[key] = units is None or not self._room.takes(len(units)) or _is_worse(*models, how, seed)
+        return self._found[key]
+
+
 @dataclass(frozen=True)
 class SameText:
     """Models that were scored on the same windows, or asked the same tasks."""
 
     candidates: tuple[ScoredModel, ...]
+    _pairs: _Pairs = field(default_factory=_Pairs, init=False, repr=False, compare=False)
 
     @property
     def base(self) -> ScoredModel | None:
@@ -149,8 +182,9 @@ class SameText:
             elif len(known) > _MOST_PAIRED:
                 found[index] = BEHIND
             else:
-                ahead = self.candidates[min(better)[1]]
-                found[index] = BEHIND if _is_worse(self.candidates[index], ahead, measure, seed) else NEAR
+                at = min(better)[1]
+                both = self.candidates[index], self.candidates[at]
+                found[index] = BEHIND if self._pairs.is_worse((index, at), both, measure, seed) else NEAR
         return tuple(found)
 
 
@@ -269,7 +303,8 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> tuple[SameText, ...]:
                 is_base=of_pair and index == 1,
             )
             _add(groups.setdefault(_key(scores), []), one)
-    return tuple(_against_base(tuple(group)) for group in groups.values())
+    room = _Room()
+    return tuple(_against_base(tuple(group), room) for group in groups.values())
 
 
 def _key(scores: Scores) -> tuple[object, ...]:
@@ -294,8 +329,8 @@ def _add(group: list[ScoredModel], one: ScoredModel) -> None:
     group.append(one)
 
 
-def _against_base(group: tuple[ScoredModel, ...]) -> SameText:
-    """The base first, then by size; what has no change against the base gets one."""
+def _against_base(group: tuple[ScoredModel, ...], room: _Room) -> SameText:
+    """The base first, then by size; what has no change against the base gets one, as long as there is room."""
     # Of two bases, in a chain of comparisons, the first is the one.
     base = next((one for one in group if one.is_base), None)
     found = [replace(base, change=None)] if base is not None else []
@@ -305,7 +340,8 @@ def _against_base(group: tuple[ScoredModel, ...]) -> SameText:
             continue
         change = one.change
         if base is not None and (change is None or several) and one.scores.losses and base.scores.losses:
-            change = compare_scores(one.scores, base.scores).perplexity
+            free = room.takes(len(one.scores.losses))
+            change = compare_scores(one.scores, base.scores).perplexity if free else None
         found.append(replace(one, change=change, is_base=False))
     return SameText(tuple(found))
 

@@ -24,22 +24,31 @@ P_FLOOR = 2 / (RESAMPLES + 1)
 LEVEL = 0.95
 #: Runs are not made so long that fewer than this are left.
 MIN_RUNS = 8
+#: More are averaged, neighbours together: an interval gets no better by more, and resampling costs as many.
+MOST_RUNS = 1000
 _BATCH = 500  # resamples at once: bounds the memory at 500 × n values
 
 Values = NDArray[np.float64]
 
 
 def independent(values: Values) -> Values:
-    """Means of consecutive runs of `values`, (n,) → (runs,): the shortest runs, by doubling, that look independent.
+    """Means of consecutive runs of `values`, (n,) → (runs,): the shortest runs, by doubling, that look independent,
+    of which there are at most `MOST_RUNS`.
 
     The correlation of neighbours must not exceed one standard error, 1/√runs; a lower bar than a test's, since runs
     that are too short cost more than runs that are too long.
     """
-    runs, size = values, 1
+    size = -(-len(values) // MOST_RUNS) or 1
+    runs = values if size == 1 else _batches(values, size)
     while len(runs) >= 2 * MIN_RUNS and _correlation(runs) > 1 / math.sqrt(len(runs)):
         size *= 2
-        runs = np.array([part.mean() for part in np.array_split(values, len(values) // size)])
+        runs = _batches(values, size)
     return runs
+
+
+def _batches(values: Values, size: int) -> Values:
+    """Means of neighbours, `size` or somewhat more of them each."""
+    return np.array([part.mean() for part in np.array_split(values, len(values) // size)])
 
 
 def _correlation(values: Values) -> float:

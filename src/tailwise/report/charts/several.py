@@ -143,7 +143,9 @@ def models_scale_by_layer(view: ChartView) -> Any:
         "Mean over the trusted fits of all roles; the bar holds the middle half of them, the words say how many.",
         "near 2 to 4, with a short bar; of models of one family, the lower is usually the better trained.",
         "above 6 or below 2.",
-        "A mean over roles hides differences: a model with other roles has another mean.",
+        "A mean over roles hides differences: a model with other roles has another mean. One outside its bar is of a "
+        "few far values. Of the checkpoints of one run read alpha_hill by role over the steps: the fits that are "
+        "trusted are others at each.",
     ),
 )
 def models_alpha(view: ChartView) -> Any:
