@@ -13,6 +13,7 @@ import tailwise as tw
 from tailwise.checkpoints import bytesource
 from tailwise.checkpoints.bytesource import LocalFile
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.within import check_within
 from tailwise.checkpoints.writer import layout_of, write_checkpoint
 from tailwise.core.errors import UnreadableError
 
@@ -106,7 +107,7 @@ def test_a_config_that_would_be_missing_from_the_copy_is_told_before_the_work(mo
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "adapter_config.json"])
 def test_settings_that_are_a_link_to_elsewhere_are_not_read(model, secret, name):
-    secret.write_text(json.dumps({"token": SECRET, "peft_type": SECRET, "weight_map": {"w": "model.safetensors"}}))
+    secret.write_text(json.dumps({"token": SECRET}))
     if name == "adapter_config.json":
         (model / "model.safetensors").rename(model / "adapter_model.safetensors")
     (model / name).unlink(missing_ok=True)
@@ -119,12 +120,33 @@ def test_settings_that_are_a_link_to_elsewhere_are_not_read(model, secret, name)
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "params.json"])
 def test_an_audit_has_nothing_of_a_file_elsewhere_that_lies_beside_a_file_of_weights(model, secret, name, tmp_path):
-    secret.write_text(json.dumps({"token": SECRET, "model_type": SECRET}))
+    secret.write_text(json.dumps({"token": SECRET}))
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to(secret)
     audit = tw.audit(model / "model.safetensors", use_cache=False)
     audit.save(f"{tmp_path}/x/")
     assert SECRET not in (tmp_path / "x" / "provenance.json").read_text()
+
+
+def test_a_model_that_is_all_links_is_read(model, tmp_path):
+    """As DVC and git-annex leave one, whose files lie by their content elsewhere."""
+    save_file({"x": torch.ones(8, 6)}, model / "b.safetensors")
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    weights = {"weight_map": {"w": "a.safetensors", "x": "b.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(weights))
+    (model / "generation_config.json").write_text('{"eos_token_id": 2}')
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    (model / "added_tokens.json").write_text('{"<x>": 5}')
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number, path in enumerate(sorted(model.iterdir())):
+        path.rename(cache / f"{number:032x}")
+        path.symlink_to(cache / f"{number:032x}")
+    with open_checkpoint(model) as found:
+        assert found.config == {"model_type": "llama"}
+        assert set(found.tensors) == {"w", "x"}
+    for name in ("config.json", "generation_config.json", "chat_template.jinja", "added_tokens.json"):
+        check_within(model, model / name)
 
 
 def test_links_to_weights_elsewhere_and_to_settings_in_the_folder_are_followed(model, tmp_path):
