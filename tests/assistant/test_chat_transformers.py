@@ -29,11 +29,13 @@ def served(pycode, tmp_path_factory):
     model = tmp_path_factory.mktemp("served") / "model"
     shutil.copytree(pycode, model)
     (model / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
-    # The answer ends with its first line; the server asks for a thousand tokens otherwise.
+    # The answer ends with its first line, which is not empty; the server asks for a thousand tokens otherwise.
     from tokenizers import Tokenizer
 
     newline = Tokenizer.from_file(str(model / "tokenizer.json")).encode("\n").ids[-1]
-    (model / "generation_config.json").write_text(f'{{"eos_token_id": {newline}, "do_sample": false}}')
+    (model / "generation_config.json").write_text(
+        f'{{"eos_token_id": {newline}, "min_new_tokens": 8, "do_sample": false}}'
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [

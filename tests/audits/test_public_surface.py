@@ -14,7 +14,7 @@ import tailwise as tw
 NAMES = [
     "METRICS", "Alarms", "Audit", "Checkpoint", "Layer", "LayerRow", "Monitor", "Prepared", "Recipe", "RunOptions",
     "Spectrum", "TailFit", "TailwiseError", "UnreadableError", "UsageError", "__version__", "alpha_hill", "apply",
-    "audit", "check", "compare", "diagnose", "esd", "evaluate", "fit_tail", "load_pruned", "metric",
+    "audit", "check", "compare", "diagnose", "diagnose_run", "esd", "evaluate", "fit_tail", "load_pruned", "metric",
     "open_checkpoint", "plot", "prepare", "rank", "singular_entropy", "stable_rank", "table",
 ]  # fmt: skip
 

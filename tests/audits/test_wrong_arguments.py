@@ -42,6 +42,7 @@ def given(tmp_path_factory):
         "check": {"audit": audit, "expectations": gate},
         "compare": {"before": audit, "after": path},
         "diagnose": {"audit": audit},
+        "diagnose_run": {"audits": [audit, path]},
         "difference": {"before": audit, "after": audit},
         "evaluate": {"model": str(folder / "none"), "text": "some text"},
         "export": {"plan": plan, "to": "llmcompressor", "path": folder / "recipe.txt"},

@@ -19,10 +19,10 @@ def bounded(response: Any, until: float) -> None:
     # openai takes httpx or httpx2, whichever is there, and a stream must be of the class of that one.
     of = next(kind for kind in type(response.stream).__mro__ if kind.__name__ == "SyncByteStream")
     most = _REASON if response.is_error else _MOST
-    response.stream = type("BoundedStream", (_Bounded, of), {})(response.stream, most, until)
+    response.stream = type("BoundedStream", (_BoundedStream, of), {})(response.stream, most, until)
 
 
-class _Bounded:
+class _BoundedStream:
     """Passes on what comes, as long as it is no more and no later than it may be."""
 
     def __init__(self, stream: Any, most: int, until: float) -> None:

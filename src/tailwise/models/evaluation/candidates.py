@@ -93,7 +93,7 @@ class QualityMeasure:
     higher_is_better: bool = False
 
 
-class _Room:
+class _WindowRoom:
     """How many windows were held against each other, of all that one page may take."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class _Pairs:
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int, str], bool] = {}
-        self._room = _Room()
+        self._room = _WindowRoom()
 
     def is_worse(
         self, pair: tuple[int, int], models: tuple[ScoredModel, ScoredModel], how: QualityMeasure, seed: int
@@ -303,7 +303,7 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> tuple[SameText, ...]:
                 is_base=of_pair and index == 1,
             )
             _add(groups.setdefault(_key(scores), []), one)
-    room = _Room()
+    room = _WindowRoom()
     return tuple(_against_base(tuple(group), room) for group in groups.values())
 
 
@@ -329,7 +329,7 @@ def _add(group: list[ScoredModel], one: ScoredModel) -> None:
     group.append(one)
 
 
-def _against_base(group: tuple[ScoredModel, ...], room: _Room) -> SameText:
+def _against_base(group: tuple[ScoredModel, ...], room: _WindowRoom) -> SameText:
     """The base first, then by size; what has no change against the base gets one, as long as there is room."""
     # Of two bases, in a chain of comparisons, the first is the one.
     base = next((one for one in group if one.is_base), None)
