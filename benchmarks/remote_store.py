@@ -12,7 +12,6 @@ import http.server
 import json
 import os
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -82,25 +81,11 @@ def _native() -> str:
 
 def _seconds_of(*pids: int) -> float:
     """Processor seconds of processes and of their children that run."""
-    total, tick = 0.0, os.sysconf("SC_CLK_TCK")
-    children = {int(path.name): _stat(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
-    for pid, stat in children.items():
-        if stat and (pid in pids or int(stat[1]) in pids):
-            total += (int(stat[11]) + int(stat[12])) / tick
-    return total
+    import psutil
 
-
-def _stat(process: Path) -> list[str]:
-    """What stands in `/proc/PID/stat` behind the name."""
-    try:
-        return process.joinpath("stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _own_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    found = [psutil.Process(pid) for pid in pids]
+    every = [*found, *(child for one in found for child in one.children(recursive=True))]
+    return sum(sum(one.cpu_times()[:2]) for one in every)
 
 
 def _audited(place: Place) -> tuple[float, float]:
@@ -195,7 +180,7 @@ def _web(folder: Path, native: str) -> Iterator[Place]:
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield Place(f"http://127.0.0.1:{served.server_port}/{index}", store_seconds=_own_seconds)
+    yield Place(f"http://127.0.0.1:{served.server_port}/{index}", store_seconds=time.process_time)
     served.shutdown()
 
 
@@ -219,7 +204,7 @@ def _s3(folder: Path, native: str) -> Iterator[Place]:
         else:
             with _delayed(port) as far:
                 address = f"http://127.0.0.1:{far}"
-                yield Place("s3://bucket/model", address, lambda: _own_seconds() + _seconds_of(store.pid))
+                yield Place("s3://bucket/model", address, lambda: time.process_time() + _seconds_of(store.pid))
     finally:
         store.terminate()
 

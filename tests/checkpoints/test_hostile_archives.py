@@ -97,12 +97,12 @@ def test_packed_bytes_that_are_damaged_are_one_message(tmp_path, packing, kind):
         for name, data in members.items():
             archive.writestr(name, data)
     damaged(path, list(members)[-1])
+    said, rows = "", []
     try:
-        audit = tw.audit(path, use_cache=False)
+        rows = [row.status for row in tw.audit(path, use_cache=False).rows]
     except UnreadableError as error:
-        assert "damaged" in error.fix  # noqa: PT017 - who reads the header before the damage may have the row
-    else:
-        assert [row.status for row in audit.rows] == ["UNREADABLE"]
+        said = error.fix
+    assert "damaged" in said or rows == ["UNREADABLE"]  # who reads the header before the damage may have the row
 
 
 def header(text):

@@ -300,7 +300,7 @@ def test_an_archive_whose_directory_is_damaged_is_one_message(call, command):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("net/data.pkl", b"x" * 100)
-    Path("bad.pt").write_bytes(archive.getvalue().replace(b"PK\x01\x02", b"XXXX"))
+    Path("bad.pt").write_bytes(archive.getvalue().replace(b"PK\x01\x02", bytes(4)))
     Path("gate.toml").write_text('expect = ["alpha < 9"]')
     tw.audit({"a.weight": np.random.default_rng(0).standard_normal((60, 50))}, use_cache=False).save("sound.audit")
     code, _, err = call(command[0], "bad.pt", *command[1:])

@@ -197,7 +197,7 @@ class Folder(ABC):
         """The file `name`, opened for reading by ranges."""
 
     def settings(self, name: str) -> ByteSource:
-        """The same, of a file of settings: what it says may go into what is written, so it must be the folder's own."""
+        """The same, of a file of settings: what it says may go into what is written, so `check_within`."""
         return self.source(name)
 
     def sources(self, names: Sequence[str]) -> list[ByteSource]:

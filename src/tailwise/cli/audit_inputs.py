@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailwise.core.archives import archive_names, is_archive
+from tailwise.core.archives import archive_names
 from tailwise.core.errors import UsageError
 from tailwise.core.storage import exists, is_url, joined
 
@@ -43,7 +43,7 @@ def is_audit(model: str) -> bool:
     path = Path(model)
     if model.endswith(".audit") or (path / "provenance.json").is_file():
         return True
-    return path.is_file() and is_archive(path) and "provenance.json" in archive_names(path)
+    return path.is_file() and "provenance.json" in archive_names(path)
 
 
 def tell_where(given: str, audit: Audit) -> None:

@@ -101,15 +101,16 @@ class OutcomeLines:
 
     def conclude(self) -> None:
         """What all of them say of the run, where they are several."""
-        if len(found := self._verdicts.found.checkpoints) > 1:
-            odd = any(one.odd for one in found)
-            self._print(self._verdicts.found.conclusion, "yellow" if odd else "")
+        found = self._verdicts.found
+        if len(found.checkpoints) > 1:
+            self._print(found.conclusion, "yellow" if any(one.odd for one in found.checkpoints) else "")
 
     def _judge(self, step: int, audit: Audit) -> None:
-        one = self._verdicts.take(f"step {step}", audit)
-        styles = {"unhealthy": "red", "needs a look": "yellow"} if one.odd else {}
+        from tailwise.history.over_steps import place_of
+
+        health = (one := self._verdicts.take(place_of(step), audit)).health
         for line in one.lines:
-            self._print(f"  {line}", styles.get(one.health.word, "") if line == one.health.line else "yellow")
+            self._print(f"  {line}", "red" if line == health.line and health.word == "unhealthy" else "yellow")
 
     def _print(self, line: str, style: str = "") -> None:
         self._screen.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

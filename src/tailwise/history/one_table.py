@@ -61,11 +61,12 @@ def listed(
 ) -> list[tuple[str, int | None, Audit]]:
     """Names, steps and audits, as they are given."""
     if isinstance(audits, Mapping):
-        names, found = [str(name) for name in audits], [Audit.of(one) for one in audits.values()]
+        found = [Audit.of(one) for one in audits.values()]
+    elif isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable):
+        found = [Audit.of(audits)]
     else:
-        one = isinstance(audits, Audit | str | os.PathLike) or not isinstance(audits, Iterable)
-        found = [Audit.of(audits)] if one else [Audit.of(item) for item in audits]  # type: ignore[arg-type,union-attr]
-        names = [audit.model for audit in found]
+        found = [Audit.of(one) for one in audits]
+    names = [str(name) for name in audits] if isinstance(audits, Mapping) else [audit.model for audit in found]
     if not found:
         raise UsageError("there is no audit", fix="give one, or a list of them")
     if steps is not None and len(steps) != len(found):

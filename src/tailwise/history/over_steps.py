@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.audit import Audit, AuditLike
-from tailwise.core.errors import UsageError
 from tailwise.core.shown import Brief, Shown
 from tailwise.core.validation import checked
 from tailwise.history.one_table import listed
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BAD = ("needs a look", "unhealthy")
 #: The rule that finds what training has not moved yet, which is how a run begins, and those that see no more than that.
 _NOISE, _AS_NOISE = "TW201", frozenset({"TW201", "TW202", "TW203", "TW303"})
+_NO_VERDICT = Health("no verdict", "", (), "")
 _MOST = 4  # stretches of a run that its line names
 
 
@@ -30,9 +31,13 @@ class CheckpointHealth(Brief):
 
     place: str  # the step, or the name of what has none
     diagnosis: Diagnosis
-    health: Health  # the verdict in one line, as of a model alone
     untrained: bool = False  # it is found to be like noise, no more, and so were all before it
     same_as: str | None = None  # the place of the first checkpoint with these weights, to the byte, before it
+
+    @property
+    def health(self) -> Health:
+        """The verdict in one line, as of a model alone."""
+        return self.diagnosis.health or _NO_VERDICT  # what `diagnose` made always has one
 
     @property
     def odd(self) -> bool:
@@ -139,7 +144,6 @@ class RunVerdicts:
     def take(self, place: str, audit: Audit) -> CheckpointHealth:
         """Judge the next."""
         diagnosis, content = diagnose(audit), tuple(row.digest for row in audit.rows)
-        health = diagnosis.health or Health("no verdict", "", (), "")
         before = self._found[-1] if self._found else None
         same = None
         if before is not None and any(content) and content == self._content:
@@ -147,7 +151,7 @@ class RunVerdicts:
         codes = {finding.code for finding in diagnosis.findings if not finding.noted}
         untrained = _NOISE in codes and codes <= _AS_NOISE and (before is None or before.untrained)
         self._content = content
-        self._found.append(CheckpointHealth(place, diagnosis, health, untrained, same))
+        self._found.append(CheckpointHealth(place, diagnosis, untrained, same))
         return self._found[-1]
 
     @property
@@ -179,20 +183,21 @@ def diagnose_run(
     >>> learned = noise + 4 * directions @ np.diag(1 / np.arange(1.0, 129))
     >>> run = {0: noise, 500: learned, 1000: learned}
     >>> audits = {step: tw.audit({"up.weight": W}, use_cache=False) for step, W in run.items()}
-    >>> tw.diagnose_run(audits).conclusion
-    'Nothing found in 2 checkpoints. The weights stand still from step 500 to step 1000, to the byte. Not trained yet at step 0, as runs begin.'
-    """  # noqa: E501 - an output is one line
-    given = listed(audits, steps)
-    if len(given) > 1 and all(step is not None for _, step, _ in given):
-        given = sorted(given, key=lambda one: one[1])  # type: ignore[arg-type,return-value]
+    >>> print(tw.diagnose_run(audits).conclusion.replace(". ", ".\\n"))
+    Nothing found in 2 checkpoints.
+    The weights stand still from step 500 to step 1000, to the byte.
+    Not trained yet at step 0, as runs begin.
+    """
+    given: Sequence[tuple[str, int | None, Audit]] = listed(audits, steps)
+    stepped = [(name, step, audit) for name, step, audit in given if step is not None]
+    if len(stepped) == len(given):
+        given = sorted(stepped, key=itemgetter(1))
     verdicts = RunVerdicts()
     for name, step, audit in given:
-        verdicts.take(place(step, name), audit)
+        verdicts.take(name if step is None else place_of(step), audit)
     return verdicts.found
 
 
-def place(step: int | None, name: str = "") -> str:
-    """`step 500`, or the name of what has no step."""
-    if step is None and not name:
-        raise UsageError("a checkpoint has neither a step nor a name")
-    return name if step is None else f"step {step}"
+def place_of(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step {step}"

@@ -223,7 +223,7 @@ def _taken(talk: _Talk, chunk: ChatCompletionChunk) -> str:
         while len(talk.calls) <= min(index, _CALLS):
             talk.calls.append(_AskedTools())
         asked = talk.calls[min(index, _CALLS)]
-        asked.id = "" + (piece.id or asked.id)
+        asked.id = "" + (piece.id or asked.id)  # as below, what is no text is a TypeError
         if piece.function is not None:
             asked.name += piece.function.name or ""
             asked.arguments += piece.function.arguments or ""

@@ -41,18 +41,15 @@ class PageOfEvaluations:
 
 def shown(context: PageContext) -> PageOfEvaluations:
     """All evaluations by what they were scored on, kept until a file comes, goes or changes."""
-    entries = _entries(context)
-    return _kept(context, "evaluations", lambda: _read(context, entries)) or PageOfEvaluations((), (), 0, 0)
+    return _kept(context, "evaluations", partial(_read, context)) or PageOfEvaluations((), (), 0, 0)
 
 
-def _entries(context: PageContext) -> list[WorkspaceEntry]:
-    return [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
-
-
-def _kept(context: PageContext, what: str, make: Callable[[], Value]) -> Value | None:
+def _kept(context: PageContext, what: str, make: Callable[[list[WorkspaceEntry]], Value]) -> Value | None:
     """What `make` makes of all evaluations, kept until a file comes, goes or changes; None where there is none."""
-    entries = _entries(context)
-    return context.workspace.keep(entries[0].id, (what, context.workspace.state), make) if entries else None
+    entries = [entry for entry in context.workspace.others() if entry.kind == "evaluation"]
+    if not entries:
+        return None
+    return context.workspace.keep(entries[0].id, (what, context.workspace.state), partial(make, entries))
 
 
 def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluations:
@@ -74,7 +71,7 @@ def _read(context: PageContext, entries: list[WorkspaceEntry]) -> PageOfEvaluati
 def evaluations(request: Request, context: Given) -> HTMLResponse:
     """Every text with its models."""
     found = shown(context)
-    values = {"area": "Models", "found": found, "texts": _kept(context, "texts", lambda: _texts(found)) or [],
+    values = {"area": "Models", "found": found, "texts": _kept(context, "texts", lambda _: _texts(found)) or [],
               "guidance": GUIDANCE}  # fmt: skip
     return context.pages.page(request, "evaluations.html", values)
 

@@ -59,7 +59,7 @@ _FIX = "take the file from where the model came from"
 def check_sizes(folder: Folder | None) -> None:
     """`UnreadableError` where a file that transformers reads whole is larger than any of its kind.
 
-    Settings are to lie in the folder, too, and not behind a link to elsewhere: they are written out with the model.
+    Settings are not read behind a link to what is none (`check_within`), too: they are written out with the model.
     """
     if folder is None:
         return
