@@ -50,6 +50,15 @@ def _nothing_for_later_processes():
 
 
 @pytest.fixture(autouse=True)
+def _ctrl_c_stays():
+    """Some libraries take Ctrl-C for themselves where they are imported, as dask-jobqueue does."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    if before is not None:  # set by what is not Python
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(_nothing_for_later_processes, tmp_path, monkeypatch):
     monkeypatch.setenv("TAILWISE_CACHE", str(tmp_path / "tailwise-cache"))
 

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
@@ -58,13 +59,15 @@ def address(app):
 
 @pytest.fixture
 def page(browser, address):
-    """A page that fails the test on any error in its console."""
+    """A page that fails the test on any error in its console; a failure shows what it asked for and what came."""
     context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 900})
     context.set_default_timeout(90_000)
     opened, troubles = context.new_page(), []
     opened.on("console", lambda line: troubles.append(line.text) if line.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: troubles.append(str(error)))
     opened.troubles = troubles
+    for event in ("request", "requestfinished", "requestfailed", "crash", "close"):
+        opened.on(event, lambda told, event=event: print(f"{time.monotonic():.2f} {event} {getattr(told, 'url', '')}"))
     yield opened
     context.close()
     assert not troubles
