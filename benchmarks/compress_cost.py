@@ -9,14 +9,13 @@ as a user starts it, on as many cores as there are; its wall and processor secon
 those that the system counted for it. `run` goes on where the results end. llm-compressor pins other versions of what
 it needs, so it runs in an environment of its own; it is given the same windows, and the model in float32, as tailwise
 computes on a CPU: on a processor that does not multiply bfloat16, Wanda in that had not ended after four minutes, and
-took one in float32.
+took one in float32. GPTQ's groups are of 64, since 576 columns are no multiple of 128.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ RESULTS = Path("benchmarks/results/compress_cost.jsonl")
 PEER = """
 import json, sys
 import torch
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
@@ -44,12 +44,22 @@ data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) fo
 model = AutoModelForCausalLM.from_pretrained(ask["model"], dtype=torch.float32)
 leave = {"targets": ["Linear"], "ignore": ["re:.*lm_head"]}
 if ask["operator"] == "gptq":
-    recipe = GPTQModifier(scheme="W4A16", **{"ignore": ["re:.*lm_head"], "targets": ["Linear"]})
+    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=64, symmetric=True)
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    recipe = GPTQModifier(config_groups=groups, ignore=["re:.*lm_head"])
 else:
     kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[ask["operator"]]
     recipe = kind(sparsity=0.6, mask_structure="0:0", **leave)
 oneshot(model=model, dataset=data, recipe=recipe, num_calibration_samples=len(ids), max_seq_length=len(ids[0]),
         output_dir=ask["output"])
+"""
+#: Starts the command: the peak that the system counts for a process is never below that of the one that started it.
+LAUNCHER = """
+import json, os, sys
+child = os.spawnv(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(child, 0)
+open(sys.argv[1], "w").write(json.dumps([usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+sys.exit(1 if status else 0)
 """
 
 
@@ -74,7 +84,7 @@ def works(folder: Path, text: Path, scratch: Path) -> list[Work]:
         done = ("apply", plan, model, "--calibration", calibration, *how, "-o", str(scratch / operator))
         found.append(Work(f"apply, {operator} 60 %", done, needs, operator))
     plan = str(scratch / "gptq.json")
-    needs = ("plan", "quantize", model, "--formats", "int4-g128", "--operator", "gptq", "-o", plan)
+    needs = ("plan", "quantize", model, "--formats", "int4-g64", "--operator", "gptq", "-o", plan)
     done = ("apply", plan, model, "--calibration", calibration, *how, "-o", str(scratch / "gptq"))
     found.append(Work("apply, gptq 4 bits", done, needs, "gptq"))
     auto = ("plan", "prune", model, "--sparsity", "0.6", "--operator", "wanda", "--allocator", "auto", "--budget", "5m",
@@ -89,23 +99,23 @@ def works(folder: Path, text: Path, scratch: Path) -> list[Work]:
 def run(given: argparse.Namespace) -> None:
     """Measure what is not in the results yet."""
     subject = subjects()["smollm2"]
-    known = {(row["work"], row["tool"]) for row in _rows(given.results)}
+    known = {(row["work"], row["tool"]) for row in rows_in(given.results)}
     with tempfile.TemporaryDirectory() as made:
         scratch = Path(made)
         text = scratch / "calibration.txt"
         text.write_text("".join(subject.calibration), encoding="utf-8")
         for work in works(subject.folder, text, scratch):
             if work.needs:
-                _measured([sys.executable, "-P", "-m", "tailwise", *work.needs])
+                measured([sys.executable, "-P", "-m", "tailwise", *work.needs])
             if (work.name, "tailwise") not in known or work.name.startswith("apply, wanda"):
                 command = [sys.executable, "-P", "-m", "tailwise", *work.ours]
-                _keep(given.results, known, {"work": work.name, "tool": "tailwise", **_measured(command)})
+                _keep(given.results, known, {"work": work.name, "tool": "tailwise", **measured(command)})
             if work.peer and given.peer and (work.name, "llm-compressor") not in known:
                 windows = scratch / "windows.json"
                 windows.write_text(json.dumps(_windows(subject)))
                 ask = {"model": str(subject.folder), "windows": str(windows), "operator": work.peer,
                        "output": str(scratch / f"peer-{work.peer}")}  # fmt: skip
-                spent = _measured([given.peer, "-c", PEER, json.dumps(ask)])
+                spent = measured([given.peer, "-c", PEER, json.dumps(ask)])
                 _keep(given.results, known, {"work": work.name, "tool": "llm-compressor", **spent})
 
 
@@ -118,34 +128,40 @@ def _windows(subject: Any) -> list[list[int]]:
     return windows
 
 
-def _measured(command: list[str]) -> dict[str, float]:
+def measured(command: list[str]) -> dict[str, float]:
     """Wall and processor seconds, and peak memory (bytes), of a process."""
     began = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    said = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)[:400]}\n{said[-3000:]}")
-    return {"wall": round(time.perf_counter() - began, 1), "cpu": round(usage.ru_utime + usage.ru_stime, 1),
-            "memory": usage.ru_maxrss * 1024}  # fmt: skip
+    with tempfile.NamedTemporaryFile() as spent:
+        ended = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, spent.name, *command], stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True, check=False)  # fmt: skip
+        wall = time.perf_counter() - began
+        if ended.returncode:
+            sys.exit(f"{' '.join(command)[:400]}\n{ended.stderr[-3000:]}")
+        cpu, memory = json.loads(Path(spent.name).read_text())
+    return {"wall": round(wall, 1), "cpu": round(cpu, 1), "memory": memory * 1024}
 
 
 def _keep(results: Path, known: set[tuple[str, str]], row: dict[str, Any]) -> None:
-    print(row, file=sys.stderr, flush=True)
     if (row["work"], row["tool"]) not in known:
         known.add((row["work"], row["tool"]))
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        kept(results, row)
 
 
-def _rows(results: Path) -> list[dict[str, Any]]:
+def kept(results: Path, row: dict[str, Any]) -> None:
+    """Say a row, and write it behind the others."""
+    print(row, file=sys.stderr, flush=True)
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rows_in(results: Path) -> list[dict[str, Any]]:
+    """What was written so far."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
 
 def table(given: argparse.Namespace) -> None:
     """Print what was measured, a line a command."""
-    rows = {(row["work"], row["tool"]): row for row in _rows(given.results)}
+    rows = {(row["work"], row["tool"]): row for row in rows_in(given.results)}
     print("| command | wall | CPU | peak memory | llm-compressor: wall | CPU | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in dict.fromkeys(work for work, _ in rows):

@@ -12,6 +12,8 @@ from tailwise.judging.compare.comparison import Comparison, Delta, LayerDelta
 from tailwise.judging.compare.conclusion import OF_ALPHA, conclusion, direction
 from tailwise.report import comparison_page as report
 
+NEARER, FARTHER = "nearer to α 2–4", "farther from α 2–4"
+
 
 def layer(name: str, before: float, after: float, *, sure: bool | None = True, trusted: bool = True) -> LayerDelta:
     delta = Delta(before, after, after - before, 5.0, sure)
@@ -24,9 +26,9 @@ def of(*layers: LayerDelta, **more) -> Comparison:
 
 @pytest.mark.parametrize(
     ("before", "after", "word"),
-    [(6.0, 4.5, "better"), (1.2, 1.8, "better"), (3.0, 5.0, "worse"), (3.0, 1.5, "worse"), (2.5, 3.5, "no verdict")],
+    [(6.0, 4.5, NEARER), (1.2, 1.8, NEARER), (3.0, 5.0, FARTHER), (3.0, 1.5, FARTHER), (2.5, 3.5, "no verdict")],
 )
-def test_better_is_nearer_to_the_band(before, after, word):
+def test_it_is_said_where_alpha_went(before, after, word):
     assert direction(layer("x", before, after)) == word
     assert direction(layer("x", before, after, trusted=False)) == "no verdict"
     assert direction(layer("x", before, after, sure=False)) == "no verdict"
@@ -36,14 +38,15 @@ def test_the_sentence_counts():
     found = of(
         layer("a", 6, 4.5), layer("b", 6, 3), layer("c", 3, 5), layer("d", 2.5, 3.5), layer("e", 3, 3.1, sure=False)
     )
-    assert conclusion(found) == f"4 of 5 matrices moved beyond their error: 2 better, 1 worse, 1 no verdict. {OF_ALPHA}"
+    moved = "4 of 5 matrices moved beyond their error"
+    assert conclusion(found) == f"{moved}: 2 {NEARER}, 1 {FARTHER}, 1 no verdict. {OF_ALPHA}"
     assert "1 no verdict; 1 matrix is in one of the two alone." in conclusion(replace(found, missing=("z",)))
 
 
 def test_most_without_a_verdict_is_not_nothing():
     unsure = [layer(name, 6, 1.5, trusted=False) for name in "abc"]
     said = conclusion(of(*unsure, layer("d", 1.5, 1.6, trusted=False), layer("e", 3, 5)))
-    assert said.startswith("5 of 5 matrices moved beyond their error: 1 worse, 4 no verdict. Of those without")
+    assert said.startswith(f"5 of 5 matrices moved beyond their error: 1 {FARTHER}, 4 no verdict. Of those without")
     assert "the exponents of 3 fell and of 1 rose" in said
     assert "tailwise diagnose" in said
     assert "diagnose" not in conclusion(of(*unsure, *(layer(name, 3, 5) for name in "def")))
@@ -79,17 +82,18 @@ def test_it_comes_first_in_every_rendering():
     assert report.markdown(same).splitlines()[2] == conclusion(same)
 
 
-def test_where_most_trusted_fits_are_of_the_bulk_nothing_is_called_better_or_worse():
+def test_where_most_trusted_fits_are_of_the_bulk_nothing_is_said_of_where_it_went():
     bulk = [replace(layer(name, 3, 5), of_bulk=True) for name in "abc"]
     assert all(direction(one) == "no verdict" for one in bulk)
     assert conclusion(of(*bulk, layer("d", 3, 5), layer("e", 6, 3))) == (
         "No verdict: 5 of 5 matrices moved beyond their error, but alpha describes the bulk rather than a tail "
-        "(TW502) in 3 of the 5 with a good fit on both sides, so none is called better or worse."
+        "(TW502) in 3 of the 5 with a good fit on both sides, so none is said to be nearer to α 2–4 or farther."
     )
     few = of(bulk[0], layer("d", 3, 5), layer("e", 6, 3))
-    assert conclusion(few).startswith("3 of 3 matrices moved beyond their error: 1 better, 1 worse, 1 no verdict. ")
+    moved = "3 of 3 matrices moved beyond their error"
+    assert conclusion(few).startswith(f"{moved}: 1 {NEARER}, 1 {FARTHER}, 1 no verdict. ")
     untouched = [replace(one, identical=True) for one in bulk]
-    assert "1 worse" in conclusion(of(*untouched, layer("d", 3, 5))), "what did not change decides nothing"
+    assert f"1 {FARTHER}" in conclusion(of(*untouched, layer("d", 3, 5))), "what did not change decides nothing"
 
 
 def test_a_fit_over_most_of_the_spectrum_says_so_in_the_comparison_and_the_ranking(make):
@@ -111,4 +115,4 @@ def test_a_fit_over_most_of_the_spectrum_says_so_in_the_comparison_and_the_ranki
     found = tw.compare(audits["light"], audits["heavy"])
     assert all(one.of_bulk for one in found.layers)
     assert repr(found).partition(": ")[2].startswith("No verdict: 4 of 4 matrices moved beyond their error, but alpha")
-    assert "worse" not in found.conclusion.replace("none is called better or worse", "")
+    assert FARTHER not in found.conclusion

@@ -84,3 +84,38 @@ def test_without_weights_the_way_to_them_is_named():
     both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (BASE, after)]
     assert "compare BASE MODEL --weights` measures" in markdown(tw.compare(*both)).splitlines()[4]
     assert "--weights" not in markdown(tw.compare(both[0], both[0]))
+
+
+def test_where_all_moved_alike_none_is_named_as_the_largest():
+    found = compared(0.003)
+    assert found.magnitude.startswith(
+        "‖ΔW‖/‖W₀‖ is alike in every one of 4 matrices, 0.0029 to 0.003: between rounding"
+    )
+    assert "at most" not in found.magnitude
+
+
+def test_the_weights_come_before_the_exponents_and_vectors_are_counted():
+    vectors = {"layers.0.norm.weight": np.ones(48), "layers.1.norm.weight": np.ones(48), "step": np.array(3)}
+    base = {**BASE, **vectors}
+    after = {**base, "layers.2.up.weight": BASE["layers.2.up.weight"] * 1.1}
+    after["layers.1.norm.weight"] = np.full(48, 1.5)
+    both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (base, after)]
+    found = tw.comparing.difference(*both, models=(base, after)).comparison
+    assert "of 2 vectors (norms, biases) 1 changed, the most layers.1.norm.weight: ‖Δ‖/‖·‖ 0.5" in found.notes
+    titles = [line for line in markdown(found).splitlines() if line.startswith("## ")]
+    assert titles[:2] == ["## W − w₀ by role", "## W − w₀, the largest first"]
+    assert "identical: layers.0.up, layers.1.up, layers.3.up" in markdown(found)
+    same = tw.comparing.difference(both[0], both[0], models=(base, base)).comparison
+    assert "of 2 vectors (norms, biases) none changed" in same.notes
+
+
+def test_without_a_sure_change_few_layers_are_shown_and_what_is_not_trusted_is_marked():
+    small = {f"layers.{i}.up.weight": RNG.standard_normal((64, 48)) for i in range(14)}
+    after = {name: W * 1.001 for name, W in small.items()}
+    found = tw.compare(*(tw.audit(model, use_cache=False, baseline_replicas=1) for model in (small, after)))
+    said = markdown(found, rows=100)
+    assert said.count("| layers.") == 10
+    assert "no change of α is significant" in said
+    assert "4 more layers, --rows 0 shows all" in said
+    assert markdown(found).count("| layers.") == 14
+    assert ("? a fit that is not trusted" in said) == any(not layer.trusted for layer in found.layers)

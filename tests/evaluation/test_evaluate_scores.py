@@ -67,7 +67,8 @@ def test_a_comparison_comes_to_one_sentence(base, change, beginning):
     found = compare_scores(shifted(base, change), base)
     assert found.conclusion.startswith(beginning)
     low, high = (math.exp(end) for end in found.perplexity.interval)
-    assert f"(95 %: {low:.4g} to {high:.4g})" in found.conclusion
+    form = ".4f" if change == 0 else ".4g"  # near 1, as many digits as tell a factor from its bounds
+    assert f"× {found.ratio:{form}} (95 %: {low:{form}} to {high:{form}})" in found.conclusion
 
 
 def test_no_sentence_claims_what_was_not_measured(base):

@@ -97,7 +97,7 @@ apply = command(
     The output loads as the model did: same tensors, dtypes, tokenizer and config, with the plan in it. A model that
     got smaller (structured, or low_rank with --factored) loads so too where config.json can say its sizes, else with
     tailwise.load_pruned. A quantized model is as large as before, unless it is --packed. It appears whole or not at
-    all; the same command goes on after a kill (that of a GGUF file begins anew).
+    all. After a kill the same command goes on behind the blocks that were finished; from a GGUF file it begins anew.
     """,
 )
 

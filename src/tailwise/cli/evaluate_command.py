@@ -235,7 +235,7 @@ def _is_saved(name: str) -> bool:
 
 def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool, card: str | None = None) -> None:
     from tailwise.models.evaluation.scores import ScoreComparison, as_text
-    from tailwise.report.scores_view import HOW_FAR, changes_in, divergence_in, models_in, notes_in, tasks_in
+    from tailwise.report import scores_view as view
     from tailwise.report.terminal import console
 
     for path in outputs:  # first: a reader that closes the pipe must not cost the scores
@@ -252,14 +252,14 @@ def _deliver(scores: Scores | ScoreComparison, outputs: list[str], as_json: bool
         if isinstance(scores, ScoreComparison) and scores.conclusion:
             screen.print(scores.conclusion, style="bold", markup=False, soft_wrap=True)
             screen.print("", markup=False)
-        screen.print(models_in(both))
-        of_both = (changes_in(scores), divergence_in(scores)) if isinstance(scores, ScoreComparison) else ()
-        for part in (tasks_in(both), *of_both):
+        screen.print(view.models_in(both))
+        of_both = (view.changes_in(scores), view.divergence_in(scores)) if isinstance(scores, ScoreComparison) else ()
+        for part in (view.tasks_in(both), *of_both):
             if part is not None:
                 screen.print("", part, sep="\n")
-        if isinstance(scores, ScoreComparison) and scores.divergence is not None:
-            screen.print(HOW_FAR, style="dim", markup=False, soft_wrap=True)
-        for note in notes_in(scores, both):
+        for line in view.below(scores) if isinstance(scores, ScoreComparison) else ():
+            screen.print(line, style="dim", markup=False, soft_wrap=True)
+        for note in view.notes_in(scores, both):
             screen.print(note, style="yellow", markup=False, soft_wrap=True)
     for path in outputs:
         screen.print(f"written to {path}", soft_wrap=True, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -46,6 +47,10 @@ _TITLES = {
     "mean_alpha_all": "mean α of all", "mean_alpha_weighted_all": "mean α̂ of all",
     "mean_log_alpha_norm_all": "mean log α-norm of all",
 }  # fmt: skip
+#: Layers that are shown where no change of any is significant.
+_UNSURE_ROWS = 10
+#: Names of identical matrices that are listed; more are counted.
+_FEW = 5
 #: Characters of a name that numbers leave it, and between two columns.
 _NAME, _GAP = 16, 2
 _COUNTS = ("layers", "unmeasured", "trusted_fits", "bulk_fits", "layers_2_6")
@@ -83,6 +88,9 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
 
 def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
     """Every table of a comparison; the longest has at most `rows` lines, 0 for all."""
+    if any(layer.weights and not layer.identical for layer in comparison.layers):
+        yield _weights_by_role(comparison)
+        yield _weights(comparison, rows)
     yield _grid("model", ("", "before", "after", "change"), tuple(
         (_TITLES[name], *(_number(side, 0 if name in _COUNTS else 3) for side in (delta.before, delta.after)),
          _signed(delta.change, 0 if name in _COUNTS else 3))
@@ -92,8 +100,6 @@ def grids(comparison: Comparison, rows: int) -> Iterator[Grid]:
         yield _roles(comparison)
     if any(not layer.identical for layer in comparison.layers):
         yield _layers(comparison, rows)
-    if any(layer.weights and not layer.identical for layer in comparison.layers):
-        yield _weights(comparison, rows)
 
 
 def _roles(comparison: Comparison) -> Grid:
@@ -123,10 +129,14 @@ def _layers(comparison: Comparison, rows: int) -> Grid:
     changed = [layer for layer in comparison.layers if not layer.identical]
     metrics = [item for item in _CHANGES if any(d.change is not None for d in _deltas(changed, item[0]))]
     ordered = sorted(changed, key=_sureness)
-    cut = ordered[:rows] if rows else ordered
+    sure = any(delta.significant for delta in _deltas(changed, "alpha"))
+    most = rows if sure else min(rows, _UNSURE_ROWS)  # 0: all
+    cut = ordered[:most] if most else ordered
     lines = tuple(_layer_line(layer, metrics) for layer in cut)
     heads = ("layer", "α before", "α after", "Δ α", "z", *(item[1] for item in metrics))
     below = f"* significant at a false discovery rate of {comparison.level:g}"
+    below = below if sure else f"no change of α is significant at a false discovery rate of {comparison.level:g}"
+    below += "; ? a fit that is not trusted, on one side or both" if any(not layer.trusted for layer in cut) else ""
     left, same = len(changed) - len(cut), len(comparison.layers) - len(changed)
     below += f"; {left} more layers, --rows 0 shows all" if left else ""
     below += f"; {same} layers are identical" if same else ""
@@ -140,9 +150,24 @@ def _sureness(layer: LayerDelta) -> float:
 
 def _layer_line(layer: LayerDelta, metrics: Sequence[tuple[str, str, int]]) -> tuple[str, ...]:
     alpha = layer.deltas.get("alpha", Delta(None, None, None))
-    cells = [_number(alpha.before, 2), _number(alpha.after, 2), _marked(alpha, 2), _signed(alpha.z, 1)]
+    doubt = "" if layer.trusted or alpha.change is None else "?"
+    cells = [_number(alpha.before, 2), _number(alpha.after, 2), _marked(alpha, 2) + doubt, _signed(alpha.z, 1)]
     cells += [_marked(layer.deltas.get(name, Delta(None, None, None)), digits) for name, _, digits in metrics]
     return (layer.name, *cells)
+
+
+def _weights_by_role(comparison: Comparison) -> Grid:
+    lines = []
+    for role in dict.fromkeys(layer.role for layer in comparison.layers):
+        layers = [layer for layer in comparison.layers if layer.role == role and layer.weights]
+        sizes = {layer.name: layer.weights["relative_change"] for layer in layers if "relative_change" in layer.weights}
+        if sizes:
+            most = max(sizes, key=lambda name: sizes[name])
+            numbers = (_number(median(sizes.values()), 4), _number(sizes[most], 4))
+            changed = sum(not layer.identical for layer in layers)
+            lines.append((role, str(len(layers)), str(changed), *numbers, most if sizes[most] else "–"))
+    heads = ("role", "matrices", "changed", "median ‖ΔW‖/‖W₀‖", "largest", "of")
+    return _grid("W − W₀ by role", heads, tuple(lines))
 
 
 def _weights(comparison: Comparison, rows: int) -> Grid:
@@ -165,8 +190,12 @@ def structure(comparison: Comparison) -> list[str]:
         return ["all matrices are identical, to the byte"]
     if not comparison.layers:
         return ["no matrix is measured in both audits: nothing is compared"]
-    same = sum(layer.identical for layer in comparison.layers)
-    lines = [f"all {same} matrices that are measured in both are identical"] if same == len(comparison.layers) else []
+    same = [layer.name for layer in comparison.layers if layer.identical]
+    lines = []
+    if len(same) == len(comparison.layers):
+        lines.append(f"all {len(same)} matrices that are measured in both are identical")
+    elif 0 < len(same) <= _FEW:
+        lines.append(f"identical: {', '.join(same)}")
     lines += [f"renamed: {old} → {new}" for old, new in comparison.renamed]
     lines += [f"reshaped: {name}, {old} → {new}" for name, old, new in comparison.reshaped]
     lines += [f"missing: {name}" for name in comparison.missing]

@@ -45,7 +45,9 @@ def _cells(scores: Scores) -> dict[str, str]:
     cells = {"model": scores.model}
     if scores.losses:
         cells |= {"perplexity": _number(scores.perplexity), "95 %": _range(scores.interval)}
-        cells["windows"] = f"{len(scores.losses)} × {scores.tokens_per_window + 1}"
+        there = scores.settings.get("windows")
+        of = f" of {there}" if isinstance(there, int) and there > len(scores.losses) else ""
+        cells["windows"] = f"{len(scores.losses)}{of} × {scores.tokens_per_window + 1}"
     if (size := scores.facts) is not None:
         cells |= {"parameters": f"{size.parameters:,}", "exact zeros": f"{size.sparsity:.1%}"}
         cells |= {"in blocks": f"{size.block_sparsity:.1%}", "stored": decimal(size.nbytes)}
@@ -99,8 +101,13 @@ def changes_in(comparison: ScoreComparison) -> RenderableType | None:
     return table
 
 
+#: What the column of that name counts.
+_INDEPENDENT = (
+    "independent: windows that follow one another are alike, so the test takes runs of them, as long as it needs for "
+    "what is left to be independent; so many there were."
+)
 #: What the table of the divergence says, and the verdict does not.
-HOW_FAR = (
+_HOW_FAR = (
     "How far the answers moved from the base's (KL 0: not at all), for better or worse; "
     "the verdict is of the loss alone."
 )
@@ -112,6 +119,13 @@ def divergence_in(comparison: ScoreComparison) -> RenderableType | None:
 
     one = comparison.divergence
     return None if one is None else divergence_grid(one, comparison.perplexity)
+
+
+def below(comparison: ScoreComparison) -> list[str]:
+    """What the columns of the tables mean, where they have something to say."""
+    changes = [*([comparison.perplexity] if comparison.perplexity else []), *comparison.tasks]
+    said = [_INDEPENDENT] if any(one.runs not in (None, one.n) for one in changes) else []
+    return said + ([_HOW_FAR] if comparison.divergence is not None else [])
 
 
 def notes_in(result: Scores | ScoreComparison, both: Sequence[Scores]) -> list[str]:

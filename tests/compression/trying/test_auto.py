@@ -204,3 +204,24 @@ def test_a_second_interruption_ends_it_without_a_plan(audit, tokens) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         planned(audit, Request(0.6), text=_text(tokens), clock=_ticking(3000), say=interrupting)
+
+
+@pytest.mark.parametrize(("operator", "quicker"), [("sparsegpt", "wanda"), ("magnitude", None)])
+def test_a_budget_that_is_far_too_short_names_what_is_quicker_before_anything_is_tried(
+    audit, tokens, operator, quicker
+) -> None:
+    said = []
+    planned(
+        audit,
+        Request(0.6, operator=operator),
+        text=_text(tokens),
+        clock=_ticking(0.05),
+        say=lambda what, share: said.append((what, share)),
+    )
+    places = [place for place, (what, share) in enumerate(said) if share == 0 and "too short" in what]
+    assert len(places) == 1
+    line = said[places[0]][0]
+    assert "Without any trial: --allocator uniform or depth" in line
+    assert (f"--operator {quicker}" in line) == (quicker is not None) or (quicker is None and "--operator" not in line)
+    assert not any(what.startswith("uniform: ") for what, _ in said[: places[0]])
+    assert all(share <= 0.5 for _, share in said[: places[0]]), "nothing is done before the first trial"

@@ -47,7 +47,7 @@ def _what(plan: Plan, applied: Applied, source: str) -> Iterator[str]:
         return
     yield (
         f"{made}the {plan.n_params:,} parameters that the plan names hold values of {applied.achieved:.4f} bits per "
-        f"weight, scales counted (requested: {applied.requested:.4f})."
+        f"weight, scales counted (by the plan: {applied.requested:.4f})."
     )
     if applied.pruned is not None:
         yield f"Before that, {applied.pruned.achieved:.4%} of the plan's pruned tensors were set to zero."

@@ -149,6 +149,8 @@ class Run:
         digest = digest_of_inputs(inputs or {}, *(pictures.each if pictures else ()))
         with self._draft(output, key_of_run(plan, self.checkpoint, inner, digest)) as draft:
             journal = Journal(draft.kept)
+            if journal.resumed:
+                self.progress(f"going on behind {journal.resumed} blocks that an earlier run finished", 1, 1)
             if {job.decision.tensor for job in jobs.values()} - journal.tensors:
                 step = self._step(f"{'quantizing' if plan.quantizes else 'pruning'} blocks")
                 self.progress(f"calibrating by {looked_at(inputs)}", 1, 1)
@@ -231,7 +233,7 @@ class Run:
 
     def _read_back(self, folder: Path, grids: Grids, done: Applied) -> Applied:
         with open_written(self.layout, folder) as copy:
-            tensors = read_back(self.plan, self.checkpoint, copy, grids)
+            tensors = read_back(self.plan, self.checkpoint, copy, grids, self.progress)
             if self.options.save_masks:
                 _save_masks(self.plan, copy, folder)
         return replace(done, tensors=tensors)

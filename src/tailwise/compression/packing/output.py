@@ -15,7 +15,7 @@ from tailwise.compression.packing.packing import Packing, PackingWork
 from tailwise.compression.packing.tensor_parts import Coded
 from tailwise.compression.plans.bits import bits_of
 from tailwise.compression.plans.plan import Plan
-from tailwise.compression.treating.applied import Applied, Grids, Reached, relative_error
+from tailwise.compression.treating.applied import READING_BACK, Applied, Grids, Reached, relative_error
 from tailwise.compression.treating.treated import as_matrices
 from tailwise.core.errors import UnreadableError
 
@@ -85,7 +85,11 @@ def read_back_packed(packing: Packing, work: PackingWork, written: Checkpoint) -
     the plan counts and the layout adds.
     """
     real = claimed(written)
-    return tuple(_reached(packing, work, real, decision.tensor) for decision in work.plan)
+    found = []
+    for decision in work.plan:
+        found.append(_reached(packing, work, real, decision.tensor))
+        work.progress(READING_BACK, len(found), len(work.plan.decisions))
+    return tuple(found)
 
 
 def _reached(packing: Packing, work: PackingWork, written: Checkpoint, tensor: str) -> Reached:

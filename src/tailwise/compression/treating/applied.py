@@ -153,9 +153,22 @@ def weighted_mean(weighted: list[tuple[int, float]]) -> float:
     return sum(size * value for size, value in weighted) / total if total else 0.0
 
 
-def read_back(plan: Plan, source: Checkpoint, written: Checkpoint, grids: Grids) -> tuple[Reached, ...]:
+READING_BACK = "reading back what was written"
+
+
+def read_back(
+    plan: Plan,
+    source: Checkpoint,
+    written: Checkpoint,
+    grids: Grids,
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+) -> tuple[Reached, ...]:
     """Every tensor of the plan in the written checkpoint. `UnreadableError` where one holds less than was asked."""
-    return tuple(_reached(decision, source, written, grids) for decision in plan)
+    found = []
+    for decision in plan:
+        found.append(_reached(decision, source, written, grids))
+        progress(READING_BACK, len(found), len(plan.decisions))
+    return tuple(found)
 
 
 def _reached(decision: Decision, source: Checkpoint, written: Checkpoint, grids: Grids) -> Reached:

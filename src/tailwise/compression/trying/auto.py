@@ -24,6 +24,8 @@ Way = tuple[str, Mapping[str, Any]]  # an allocator and its settings
 
 #: Part of the time after which no known way is tried for the first time, and none with other settings.
 _FIRST, _MORE = 0.4, 0.3
+#: Times of the budget that what is always tried may take before quicker ways are named.
+_FAR = 1.5
 #: Ways whose other settings are tried: those that lost least with the first.
 _PROMISING = 2
 _STOPPED = "interrupted: judging the best plan so far, which is then kept; interrupt again to end without a plan"
@@ -38,6 +40,7 @@ class Search(ABC):
         self.measuring = 0.0  # seconds that some of those take beside their trials
 
     uniform: Plan  # the budget spread evenly
+    by_depth = "depth"  # the allocator that knows the most without an input
 
     @property
     @abstractmethod
@@ -133,16 +136,28 @@ def _allowed(search: Search) -> str:
     clock, pace = scorer.clock, scorer.stage.pace
     if pace is None:
         return f"{count} known ways to try"
-    each = max(pace.quick * len(scorer.stage.search), 1e-9)
-    judging = pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on)
+    treating = scorer.stage.treating
+    each = max(pace.quick * len(scorer.stage.search) + (0.0 if scorer.stage.options.lighter else treating), 1e-9)
+    judging = pace.exact * len(scorer.stage.guard) + 2 * pace.quick * len(scorer.stage.judged_on) + treating
     trials = int((min(clock.left - 4 * judging, clock.seconds * _FIRST - clock.spent)) / each)
     if trials > count:
         return f"this budget allows about {trials} trials of {each:.2g} s; there are {count} known ways to try"
     least = clock.spent + 2 * each + 3 * judging  # uniform and depth tried; they and the best judged
+    scorer.expected = least
     return (
         f"a budget of {clock.seconds:g} s is too short for all {count} known ways: uniform and depth are tried and "
         f"judged, which takes {least:.0f} s or more in all, reading the model included; the rest as time is left"
+        f"{_ways_out(search) if least > _FAR * clock.seconds else ''}"
     )
+
+
+def _ways_out(search: Search) -> str:
+    """What ends sooner, where the time that was given is far from enough."""
+    trial = search.scorer.stage.trial
+    operator = (trial.judged or trial.how).operator
+    lighter = operator.lighter or operator.blind
+    other = f". Quicker to carry out: --operator {lighter}" if lighter not in ("", operator.name) else ""
+    return f". Without any trial: --allocator uniform or {search.by_depth}{other}"
 
 
 def _give(seconds: float) -> str:

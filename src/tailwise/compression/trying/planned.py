@@ -64,12 +64,17 @@ def planned(
     with listener(say, "plan", of_share) as told:
 
         def tell(what: str) -> None:
-            (told or silent)(what, max(clock.share, 1e-9))  # at 0 it would be a line that stays
+            # At 0 it would be a line that stays; nothing is done before the first trial, whatever the time is.
+            (told or silent)(what, min(max(clock.share, 1e-9), _READY))
 
         stage = stage_of(audit.model, around, text, clock if allocator == AUTO else None, tell)
         with trials_on_engine(audit.model, around, stage.options) as engine:
             scorer = PlanScorer(stage, clock, told or silent, engine=engine)
             return made.auto(scorer) if allocator == AUTO else made.measured(scorer, allocator)
+
+
+#: Of the bar, what all that comes before the first trial may take.
+_READY = 0.5
 
 
 def silent(what: str, done: float) -> None:

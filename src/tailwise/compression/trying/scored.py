@@ -73,6 +73,7 @@ class PlanScorer:
     say: Say = field(default=lambda _what, _done: None)
     judging: float = 0.0  # seconds that the dearest judgement took
     pace: float = 0.0  # seconds that a trial took
+    expected: float = 0.0  # seconds that what is always tried takes, where the budget is shorter
     waiting: int = 0  # plans that are yet to be judged, while they are
     engine: EngineTrials | None = None  # where plans that do not wait for one another are tried side by side
 
@@ -186,7 +187,7 @@ class PlanScorer:
     def tell(self, what: str) -> None:
         """Say how far the search is; past its budget, how much of what it takes is done."""
         spent, owed = self.clock.spent, self.waiting * self.judging
-        self.say(what, min(spent / max(self.clock.seconds, spent + owed, 1e-9), 1.0))
+        self.say(what, min(spent / max(self.clock.seconds, self.expected, spent + owed, 1e-9), 1.0))
 
 
 def perplexity(loss: float) -> float:

@@ -124,6 +124,8 @@ class Formats:
 class FormatSearch(Search):
     """Uniform, depth, α by percentile, AlphaQ with several γ, and knapsacks over measured errors and losses."""
 
+    by_depth = "ends"
+
     def __init__(self, made: Formats, scorer: PlanScorer) -> None:
         super().__init__(scorer)
         self.audit, self.request = made.audit, made.request

@@ -31,6 +31,7 @@ from tailwise.models.walking.stored_names import places_in
 FEWEST = 8
 #: Part of a budget: where treating every tensor once takes more, trials take the lighter operator.
 _TREATED = 0.01
+_SEEING = "measuring what layers see"
 #: Images that trials are scored on, and statistics taken from; twice as many for the last choice.
 _IMAGES = 128
 
@@ -73,6 +74,7 @@ class Stage:
     options: StageOptions
     notes: tuple[str, ...] = ()
     pace: Pace | None = None  # where it was timed
+    treating: float = 0.0  # seconds to treat every tensor once by the plan's own operator; 0 where that was not timed
 
     @kept_property
     def scores(self) -> BlockScores:
@@ -131,8 +133,8 @@ def stage_of(
         with products_in(options.passes, loaded.module):
             text.remember(loaded.module, parts[1])
         text.remember(loaded.module, parts[2])
-    tell("measuring what layers see")
-    return _set_up(loaded, plan, parts, (text, options, tokens.notes), (pace, clock))
+    tell(_SEEING)
+    return _set_up(loaded, plan, parts, (text, options, tokens.notes), (pace, clock), tell)
 
 
 def _of_images(model: str, plan: Plan, options: StageOptions) -> Stage:
@@ -159,13 +161,16 @@ def _set_up(
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     what: tuple[Material, StageOptions, tuple[str, ...]],
     time: tuple[Pace | None, Clock | None] = (None, None),
+    tell: Callable[[str], None] = lambda _what: None,
 ) -> Stage:
     (looked, search, guard), (material, options, said), model = parts, what, loaded.name
     with open_checkpoint(model) as checkpoint:
         places, config = places_in(loaded.module, checkpoint), dict(checkpoint.config)
         dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
-    trial, notes = trial_of(loaded.module, places, plan, Looking(looked, material, options.passes), (config, dtypes))
-    options, swift = _swift(trial, plan, options, time[1])
+    looking = Looking(looked, material, options.passes, lambda done, total: tell(f"{_SEEING}, block {done} of {total}"))
+    trial, notes = trial_of(loaded.module, places, plan, looking, (config, dtypes))
+    treating = 0.0 if time[1] is None else trial.seconds_of_treating(plan, time[1].read)
+    options, swift = _swift(trial, treating, options, time[1])
     return Stage(
         trial,
         looked,
@@ -174,11 +179,12 @@ def _set_up(
         options,
         (*loaded.notes, *said, *notes, *swift),
         time[0],
+        treating,
     )
 
 
 def _swift(
-    trial: Trial, plan: Plan, options: StageOptions, clock: Clock | None
+    trial: Trial, took: float, options: StageOptions, clock: Clock | None
 ) -> tuple[StageOptions, tuple[str, ...]]:
     """Trials by the lighter operator, where it was asked for or the plan's own would take the time."""
     if trial.how.needs != "hessian":
@@ -188,7 +194,6 @@ def _swift(
         # Plans of formats by rounding to nearest were no guide to GPTQ's: docs/evidence.md.
         if clock is None or trial.how.operator.does != "prune":
             return options, ()
-        took = trial.seconds_of_treating(plan, clock.read)
         if took <= _TREATED * clock.seconds:
             return options, ()
         why = f", for {heavy} takes {took:.2g} s to treat every tensor once"

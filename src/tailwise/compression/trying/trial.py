@@ -317,6 +317,7 @@ class Looking:
     windows: torch.Tensor  # (n, length): rows of `material`, which calibrate the operators that look at inputs
     material: Material = field(default_factory=Text)
     passes: torch.dtype | None = None
+    progress: Callable[[int, int], None] | None = None  # takes the blocks that were looked at, and all
 
 
 def trial_of(
@@ -345,7 +346,9 @@ def trial_of(
     trial.check(plan)
     if how.looks:
         with trial.quick():
-            trial.inputs = seen_by(model, tensors, how.needs, looking.material.inputs(looking.windows))
+            trial.inputs = seen_by(
+                model, tensors, how.needs, looking.material.inputs(looking.windows), looking.progress
+            )
     return trial, notes
 
 
@@ -373,10 +376,16 @@ def _lightened(how: TreatmentSettings) -> TreatmentSettings:
     return replace(how, operator=operator, then=None if how.then is None else _lightened(how.then))
 
 
-def seen_by(model: nn.Module, tensors: Mapping[str, str], need: Need, windows: Inputs) -> dict[str, Activations]:
+def seen_by(
+    model: nn.Module,
+    tensors: Mapping[str, str],
+    need: Need,
+    windows: Inputs,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Activations]:
     """Stored tensor → what its layer sees in one pass over the windows; `tensors` are parameter → stored tensor."""
     visitor = _Look(tensors, need)
-    walk_blocks(model, windows, visitor, edits=False)
+    walk_blocks(model, windows, visitor, edits=False, progress=progress)
     return visitor.found
 
 

@@ -16,8 +16,10 @@ _LEAP = 5.0
 _STILL = "none of them in α beyond its error"
 #: (what it is called, metric, whether that is a decimal logarithm).
 _SIZES = (("λ_max", "log_spectral_norm", True), ("stable rank", "stable_rank", False))
-#: Behind a sentence that counts what is better and worse.
-OF_ALPHA = "Better is α nearer to 2–4, not quality: that only a text tells (`tailwise evaluate`)."
+#: Behind a sentence that counts what came nearer to 2–4 and what went away from it.
+OF_ALPHA = "Where α lies is no measure of quality: that only a text tells (`tailwise evaluate`)."
+#: What a move of α towards the band of well-trained layers is called, one out of it, and any other.
+_NEARER, _FARTHER, _UNTOLD = "nearer to α 2–4", "farther from α 2–4", "no verdict"
 _OF_CHANGE = "the change of an adapter alone, not a model with it: audit it merged (--adapter merged)"
 
 
@@ -27,10 +29,10 @@ def of_change_alone(model: str) -> str:
 
 
 def conclusion(comparison: Comparison) -> str:
-    """`11 of 58 matrices moved beyond their error: 7 better, 1 worse, 3 no verdict.`
+    """`11 of 58 matrices moved beyond their error: 7 nearer to α 2–4, 1 farther from α 2–4, 3 no verdict.`
 
-    Better is nearer to 2 ≤ α ≤ 4, as HT-SR reads a trusted fit, and worse is farther from it: a reading of spectra, not
-    a measure of quality. A matrix that stays within, whose fits are not trusted, or where one of them has more than
+    2 ≤ α ≤ 4 is where HT-SR finds well-trained layers: a reading of spectra, not a measure of quality, so that neither
+    is called better. A matrix that stays within, whose fits are not trusted, or where one of them has more than
     half of the eigenvalues (TW502), has no verdict; where most trusted fits are such, none has one, and that is said.
     Where the weights themselves were compared, how far they moved comes first; a largest eigenvalue or a stable
     rank that became another, which α need not show, comes last, and before it where by α nothing moved.
@@ -115,22 +117,22 @@ def _of_those_that_moved(comparison: Comparison, moved: list[LayerDelta]) -> str
     if 2 * bulk > len(fits):
         return (
             f"No verdict: {len(moved)} of {_matrices(of)} moved beyond their error, but alpha describes the bulk "
-            f"rather than a tail (TW502) in {bulk} of the {len(fits)} with a good fit on both sides, so none is called "
-            f"better or worse{lost}."
+            f"rather than a tail (TW502) in {bulk} of the {len(fits)} with a good fit on both sides, so none is said "
+            f"to be nearer to α 2–4 or farther{lost}."
         )
     counts = Counter(direction(layer) for layer in moved)
-    counted = [f"{counts[word]} {word}" for word in ("better", "worse", "no verdict") if counts[word]]
+    counted = [f"{counts[word]} {word}" for word in (_NEARER, _FARTHER, _UNTOLD) if counts[word]]
     said = [f"{len(moved)} of {_matrices(of)} moved beyond their error: {', '.join(counted)}{lost}."]
-    if 2 * counts["no verdict"] > len(moved):
+    if 2 * counts[_UNTOLD] > len(moved):
         said.append(_unjudged(moved))
-    if counts["better"] or counts["worse"]:
+    if counts[_NEARER] or counts[_FARTHER]:
         said.append(OF_ALPHA)
     return " ".join(said)
 
 
 def _unjudged(moved: list[LayerDelta]) -> str:
     """Where most matrices that moved have no verdict: that they moved is not nothing."""
-    changes = [_change(layer) for layer in moved if direction(layer) == "no verdict"]
+    changes = [_change(layer) for layer in moved if direction(layer) == _UNTOLD]
     fell, rose = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
     return (
         f"Of those without a verdict, the exponents of {fell} fell and of {rose} rose; "
@@ -143,14 +145,14 @@ def _change(layer: LayerDelta) -> float:
 
 
 def direction(layer: LayerDelta) -> str:
-    """`better`, `worse` or `no verdict`, of a matrix that moved."""
+    """`nearer to α 2–4`, `farther from α 2–4` or `no verdict`, of a matrix that moved."""
     delta = layer.deltas.get("alpha")
     if delta is None or not delta.significant or delta.before is None or delta.after is None:
-        return "no verdict"
+        return _UNTOLD
     if layer.of_bulk or not layer.trusted:
-        return "no verdict"
+        return _UNTOLD
     before, after = _outside(delta.before), _outside(delta.after)
-    return "no verdict" if before == after else "better" if after < before else "worse"
+    return _UNTOLD if before == after else _NEARER if after < before else _FARTHER
 
 
 def _outside(alpha: float) -> float:

@@ -33,6 +33,8 @@ from tailwise.spectrum.trust import edge, unit_of
 if TYPE_CHECKING:
     from tailwise.audits.run import Model
 
+#: A tensor of one axis that is longer is a matrix or a table laid flat.
+_LONGEST_VECTOR = 1 << 20
 #: Of the audit of W − W₀, what `LayerDelta.weights` repeats.
 _REPEATED = {"stable_rank": "change_stable_rank", "effective_rank": "change_effective_rank",
              "num_spikes": "change_num_spikes", "matrix_rank": "change_rank"}  # fmt: skip
@@ -79,7 +81,8 @@ def difference(
 
     `weights` of each layer gets `relative_change` = ‖W − W₀‖_F / ‖W₀‖_F; rank, stable rank, effective rank and number
     of spikes of W − W₀ (`change_…`); `cka`; and `overlap_input`, `overlap_output` of the leading `directions`.
-    Matrices are streamed, one pair per worker. A layer that cannot be read gets a note and no `weights`. Raises
+    Of vectors (norms, biases) a note says how many changed, and which the most. Matrices are streamed, one pair per
+    worker. A layer that cannot be read gets a note and no `weights`. Raises
     `UsageError` where one audit is of an adapter's change and the other of a model; `UnreadableError` where a
     checkpoint is not there, or a matrix is no longer the one that was audited.
     """
@@ -96,6 +99,7 @@ def difference(
     try:
         sides = _Side(opened[0], before), _Side(opened[1], after)
         rows, layers, weights = _measure_all(sides, found, chosen)
+        vectors = _of_vectors(opened[0][0], opened[1][0])
     finally:
         for checkpoint, own in opened:
             if own:
@@ -103,7 +107,7 @@ def difference(
     failed = tuple(f"W − W₀ of {row.name}: {row.reason}" for row in rows if not row.measured)
     enriched = tuple(replace(layer, weights=weights.get(layer.name, {})) for layer in found.layers)
     return Difference(
-        replace(found, layers=enriched, notes=(*found.notes, *failed)),
+        replace(found, layers=enriched, notes=(*found.notes, *vectors, *failed)),
         Audit(rows, layers, _provenance(before, after, rows)),
     )
 
@@ -235,6 +239,33 @@ def _provenance(before: Audit, after: Audit, rows: list[LayerRow]) -> Provenance
     recipe = Recipe().to_json() | {"conv": after.provenance.recipe["conv"]}
     kept = replace(after.provenance, model=named, format="difference", fingerprint=content, recipe=recipe)
     return replace(kept, reused=0, bytes_read=2 * read)
+
+
+def _of_vectors(before: Checkpoint, after: Checkpoint) -> list[str]:
+    """What became of norms and biases, of which no audit knows: a line, or none where the two share none."""
+    changes: dict[str, float] = {}
+    for name, spec in after.tensors.items():
+        old = before.tensors.get(name)
+        if old is None or len(spec.shape) != 1 or old.shape != spec.shape or spec.numel > _LONGEST_VECTOR:
+            continue
+        try:
+            first, second = (side.read(name) for side in (before, after))
+        except TailwiseError:  # such as a type that has no numbers
+            continue
+        if not first.is_complex() and not second.is_complex():
+            # Through float64, so that what one of the two rounded is seen as it is.
+            first, second = first.to(torch.float64), second.to(torch.float64)
+            size = float(first.norm())
+            moved = float((second - first).norm())
+            changes[name] = moved if size == 0 else moved / size
+    moved_most = max(changes, key=lambda name: changes[name], default=None)
+    if moved_most is None:
+        return []
+    count = sum(change != 0 for change in changes.values())
+    of = f"of {len(changes)} vectors (norms, biases)"
+    if not count:
+        return [f"{of} none changed"]
+    return [f"{of} {count} changed, the most {moved_most}: ‖Δ‖/‖·‖ {changes[moved_most]:.2g}"]
 
 
 class Subtracted:

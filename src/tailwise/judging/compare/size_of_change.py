@@ -32,6 +32,8 @@ KNOWN = (
     KnownChange(0.111, 0.111, "rounding to int4 in groups of 128", _ROUNDED),
     KnownChange(1.414, 1.414, "another, independent matrix of the same norm", "√2 in expectation"),
 )  # fmt: skip
+#: Largest ratio of two changes that are called alike: no layer stands out to be named.
+_ALIKE = 1.5
 
 
 def magnitude(found: Comparison) -> str:
@@ -53,6 +55,10 @@ def magnitude(found: Comparison) -> str:
             f"as two unrelated models differ by {KNOWN[-1].high:.2g}: these are two models"
         )
     of = _of_those(found, len(sizes))
+    least = min(sizes.values())
+    if len(sizes) > 1 and most <= _ALIKE * least:
+        every = f"in every one{of}" if of else f"in every one of {len(sizes)} matrices"
+        return f"‖ΔW‖/‖W₀‖ is alike {every}, {_between(least, most)}: {_stands(middle)}"
     said = (
         f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median{of} and {most:.2g} at most ({name}); the median is {_stands(middle)}"
     )
@@ -71,6 +77,11 @@ def _of_those(found: Comparison, moved: int) -> str:
     within = f"block {known[0]}" if run and len(known) == 1 else f"blocks {known[0]} to {known[-1]}" if run else ""
     where = ", ".join([*(roles if len(roles) == 1 else ()), *([within] if within else ())])
     return f" of the {moved} of {len(found.layers)} matrices that changed{f' ({where})' if where else ''}"
+
+
+def _between(low: float, high: float) -> str:
+    ends = [f"{value:.2g}" for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def _stands(value: float) -> str:

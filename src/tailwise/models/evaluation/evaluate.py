@@ -37,7 +37,7 @@ from tailwise.models.evaluation.quiet import quiet
 from tailwise.models.evaluation.score_pairs import compare_scores
 from tailwise.models.evaluation.scores import Interval, ScoreComparison, Scores, TaskScore
 from tailwise.models.evaluation.sources import SEPARATOR
-from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, tokens_of, windows_of
+from tailwise.models.evaluation.tokens import Tokens, check_vocabulary, shorter, tokens_of, windows_of
 from tailwise.models.evaluation.turn import Turn
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ _WIDENS = {".safetensors": 2, ".bin": 2, ".gguf": 8}
 
 #: Tokens in a window, and the fewest that a text is cut into so that there are `SEVERAL`.
 WINDOW, SHORTEST, SEVERAL = 512, 64, 12
+
+_LOSSES_ALONE = (
+    "no divergence from the base: saved scores hold losses, not answers. Give the model itself to --against for it."
+)
 
 Losses = NDArray[np.float64]  # (n,) mean nats a token of every window
 #: What is being done, how much of it, and how much in all.
@@ -149,7 +153,8 @@ def _evaluated(
     if isinstance(against, Scores):
         found = _scores(model, ours, material, wanted, progress)
         base = against if windows is None else _of_the_same(against, found, windows, wanted)
-        return compare_scores(found, base, seed=wanted.seed)
+        compared = compare_scores(found, base, seed=wanted.seed)
+        return compared if windows is None else replace(compared, notes=(*compared.notes, _LOSSES_ALONE))
     pair = (model, ours), (against, ours if theirs is None else theirs)
     short = None if windows is None else _lacks_room(model, against)
     if windows is not None and short is None:
@@ -211,6 +216,8 @@ def _side_by_side(
             _check_fits(loaded, windows, options)
         what = f"{Path(ours.name).name} and {Path(theirs.name).name}"
         show = None if progress is None else lambda done, total: progress(what, done, total)
+        if show is not None:  # they are read: the first windows may take a while
+            show(0, len(windows))
         turn = Turn(windows, options.seed)
         with ended_by_interrupts(turn.end):
             after, before, divergence = paired_losses(
@@ -286,6 +293,8 @@ def _scores(
         if windows is not None:
             _check_fits(loaded, windows, options)
             show = None if progress is None else lambda done, total: progress(loaded.name, done, total)
+            if show is not None:
+                show(0, len(windows))
             turn = Turn(windows, options.seed)
             with ended_by_interrupts(turn.end):
                 losses = window_losses(loaded.module, turn, batch=options.batch, progress=show)
@@ -400,6 +409,7 @@ def _settings(options: EvaluateOptions, tokens: Tokens | None) -> dict[str, Any]
     }
     if tokens is not None:
         found |= {"text": tokens.name, "documents": tokens.documents, "tokens": len(tokens.ids)}
+        found["windows"] = len(tokens.ids) // shorter(options.length, tokens.bos)  # of which `max_windows` are drawn
         if tokens.bos is not None:
             found["bos"] = tokens.bos
     return found

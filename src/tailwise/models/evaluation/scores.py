@@ -362,4 +362,11 @@ def _times(ratio: float | None, change: ScoreChange) -> str:
     if change.interval is None:
         return f": perplexity × {ratio:.4g}"
     low, high = (math.exp(min(end, 700.0)) for end in change.interval)
-    return f": perplexity × {ratio:.4g} (95 %: {low:.4g} to {high:.4g})"
+    form = _form((ratio, low, high))
+    return f": perplexity × {ratio:{form}} (95 %: {low:{form}} to {high:{form}})"
+
+
+def _form(factors: tuple[float, ...]) -> str:
+    """Four digits; near 1 as many as tell the factors apart: `1.0033 (95 %: 1.0029 to 1.0037)`."""
+    farthest = max(abs(factor - 1) for factor in factors)
+    return f".{1 - math.floor(math.log10(farthest))}f" if 1e-6 < farthest < 0.01 else ".4g"
