@@ -250,7 +250,7 @@ def test_each_of_all_checkpoints_is_judged_and_one_saved_twice_is_told(call, run
     assert ["unhealthy: " in of[step] for step in (100, 200, 300, 400, 500)] == [False, False, True, True, True]
     assert "not trained yet: " in of[100]
     assert "Unhealthy from step 300 to the last: " in out
-    assert "The weights stand still from step 300 to step 400, to the byte." in out
+    assert "The weights stand still from step 300 to step 400, to the byte: nothing" in out
     assert "Not trained yet from step 100 to step 200, as runs begin." in out
     assert "(model.layers.1.mlp.up_proj), and 3 other findings" in of[300]
     assert "other findings" not in of[200]

@@ -119,3 +119,21 @@ def test_without_a_sure_change_few_layers_are_shown_and_what_is_not_trusted_is_m
     assert "4 more layers, --rows 0 shows all" in said
     assert markdown(found).count("| layers.") == 14
     assert ("? a fit that is not trusted" in said) == any(not layer.trusted for layer in found.layers)
+
+
+def test_a_few_that_moved_far_more_are_said_with_their_roles_and_blocks():
+    rng = np.random.default_rng(3)
+    base = {
+        f"model.layers.{block}.{name}.weight": rng.standard_normal((64, 48))
+        for block in range(6) for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")
+    }  # fmt: skip
+
+    def moved(name, W):
+        far = any(f".{block}." in name for block in (2, 3)) and "self_attn" in name
+        return W + (0.4 if far else 0.003) * rng.standard_normal(W.shape)
+
+    after = {name: moved(name, W) for name, W in base.items()}
+    both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (base, after)]
+    said = tw.comparing.difference(*both, models=(base, after)).comparison.magnitude
+    assert said.startswith("4 of 18 matrices moved far more than the others (attn_q and attn_o, blocks 2 to 3): ")
+    assert "of the other 14 that changed it is 0.003 in the median, between rounding to bf16" in said

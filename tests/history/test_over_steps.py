@@ -46,7 +46,7 @@ def test_a_fault_that_came_and_went_and_weights_that_stand_still():
     said = found.conclusion
     assert "at step 20 alone: " in said
     assert "layers.1.mlp.up_proj" in said
-    assert "The weights stand still from step 30 to step 50, to the byte." in said
+    assert "The weights stand still from step 30 to step 50, to the byte: nothing" in said
     assert said.endswith("Not trained yet at step 0, as runs begin.")
     table = found.table().to_pandas()
     assert list(table["same_weights_as"].fillna("")) == ["", "", "", "", "step 30", "step 30"]
@@ -86,3 +86,26 @@ def test_order_is_of_steps_where_all_have_one():
 def test_nothing_given(given):
     with pytest.raises(tw.UsageError, match="there is no audit"):
         tw.diagnose_run(given)
+
+
+def test_a_fault_that_grows_is_told_from_where_it_begins():
+    """Stable rank falls over several checkpoints before the rule on collapse finds it."""
+    models = {
+        step: learned(7, spike=spike) for step, spike in zip(range(1, 8), (0, 0, 0, 0.3, 0.8, 3, 30), strict=True)
+    }
+    found = tw.diagnose_run(audited(models))
+    first = next(one for one in found.checkpoints if one.odd)
+    assert first.place in ("step 5", "step 6", "step 7")
+    said = found.conclusion
+    assert f"Unhealthy from {first.place} to the last: " in said or f"Unhealthy at {first.place}: " in said
+    assert "It begins before a rule finds it, at step 5: the stable rank of layers.1.mlp.up_proj is " in said
+    sound = found.checkpoints[3].stable_ranks["layers.1.mlp.up_proj"]
+    assert f" is {sound:.3g} at step 4, " in said
+
+
+def test_the_worst_is_said_first_and_the_last_layers_to_leave_noise_still_begin():
+    partly = {**noise(4), "layers.0.mlp.up_proj.weight": learned(1)["layers.0.mlp.up_proj.weight"]}
+    found = tw.diagnose_run(audited({1: noise(3), 2: partly, 3: learned(1), 4: learned(2, spike=30)}))
+    assert [one.untrained for one in found.checkpoints] == [True, True, False, False]
+    assert found.conclusion.startswith("Unhealthy at step 4: ")
+    assert found.table().to_pandas()["codes"][3].startswith("TW")

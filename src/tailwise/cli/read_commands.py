@@ -228,7 +228,7 @@ def diagnose(
         for one, path in zip(diagnoses, audits[-len(diagnoses) :], strict=True):
             console.print(findings.terminal(one, rows))
             if one.health is not None:
-                console.print("", health.terminal(one.health, path), sep="\n")
+                console.print("", health.terminal(one.health, path, ran="tailwise diagnose AUDIT"), sep="\n")
     for path in output or ():
         console.print(f"written to {findings.write(diagnoses, path)}", soft_wrap=True, markup=False)
     worst = [SEVERITIES.index(one.worst) for one in diagnoses if one.worst]

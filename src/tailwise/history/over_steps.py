@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tailwise.audits.audit import Audit, AuditLike
@@ -22,6 +24,10 @@ _BAD = ("needs a look", "unhealthy")
 #: The rule that finds what training has not moved yet, which is how a run begins, and those that see no more than that.
 _NOISE, _AS_NOISE = "TW201", frozenset({"TW201", "TW202", "TW203", "TW303"})
 _NO_VERDICT = Health("no verdict", "", (), "")
+#: Layers of a finding whose past is looked at, and checkpoints whose numbers are told.
+_LOOKED_BACK, _TOLD = 5, 6
+#: A layer leaves the others' way where its log stable rank changes by so many of their scatters more, and by so much.
+_CLEARLY, _LEAST = 6.0, 0.1
 _MOST = 4  # stretches of a run that its line names
 
 
@@ -33,6 +39,7 @@ class CheckpointHealth(Brief):
     diagnosis: Diagnosis
     untrained: bool = False  # it is found to be like noise, no more, and so were all before it
     same_as: str | None = None  # the place of the first checkpoint with these weights, to the byte, before it
+    stable_ranks: Mapping[str, float] = field(default_factory=dict)  # of every matrix
 
     @property
     def health(self) -> Health:
@@ -67,7 +74,7 @@ class RunDiagnosis(Brief):
         begun = [one for one in self.checkpoints if one.untrained]
         if len(begun) == len(self.checkpoints):  # which is no beginning
             return " ".join([f"Not trained at any checkpoint: {begun[-1].health.line}", *self._stand_still()])
-        odd = list(self._stretches())
+        odd = sorted(self._stretches(), key=lambda stretch: stretch[0].health.word != "unhealthy")  # the worst first
         said = [self._of(stretch) for stretch in odd[:_MOST]]
         if len(odd) > _MOST:
             said.append(f"Findings in {len(odd) - _MOST} more stretches of the run.")
@@ -80,12 +87,12 @@ class RunDiagnosis(Brief):
         return " ".join(said)
 
     def table(self) -> Table:
-        """A row a checkpoint: place, verdict, why, whether it is not trained yet, and whose weights it has."""
+        """A row a checkpoint: place, verdict, why, whose weights it has, and the codes of what is found."""
         import pyarrow as pa
 
         from tailwise.audits.table import Table
 
-        heads = ("place", "verdict", "why", "same_weights_as")
+        heads = ("place", "verdict", "why", "same_weights_as", "codes")
         rows = [dict(zip(heads, row, strict=True)) for row in self._rows()]
         return Table(pa.Table.from_pylist(rows, schema=pa.schema(dict.fromkeys(heads, pa.string()))))
 
@@ -96,14 +103,15 @@ class RunDiagnosis(Brief):
     def __repr__(self) -> str:
         return f"RunDiagnosis({len(self.checkpoints)} checkpoints: {self.conclusion})"
 
-    def _rows(self) -> Iterator[tuple[str, str, str, str | None]]:
+    def _rows(self) -> Iterator[tuple[str, str, str, str | None, str]]:
         for one in self.checkpoints:
             word = "not trained yet" if one.untrained else one.health.word
-            yield one.place, word, one.health.why, one.same_as
+            codes = ", ".join(finding.code for finding in one.diagnosis.findings if not finding.noted)
+            yield one.place, word, one.health.why, one.same_as, codes
 
     def _shown(self) -> Shown:
-        return Shown(self.conclusion, ("checkpoint", "verdict", "why", "same weights as"), list(self._rows()),
-                     "`checkpoints`")  # fmt: skip
+        return Shown(self.conclusion, ("checkpoint", "verdict", "why", "same weights as", "findings"),
+                     list(self._rows()), "`checkpoints`")  # fmt: skip
 
     def _stretches(self) -> Iterator[list[CheckpointHealth]]:
         """Neighbours of one verdict that is not good, with one reason."""
@@ -114,15 +122,57 @@ class RunDiagnosis(Brief):
     def _of(self, stretch: list[CheckpointHealth]) -> str:
         last = stretch[-1].health
         word = f"{last.word[0].upper()}{last.word[1:]}"
-        return f"{word} {_span(stretch, self.checkpoints)}: {last.why}"
+        return f"{word} {_span(stretch, self.checkpoints)}: {last.why}{self._began(stretch[0])}"
+
+    def _began(self, first: CheckpointHealth) -> str:
+        """From where a layer that is found at `first` had left the others' way; "" where that is not seen before."""
+        at = self.checkpoints.index(first)
+        named = dict.fromkeys(
+            name for finding in first.diagnosis.findings if not finding.noted for name in finding.layers
+        )
+        begins = {name: begin for name in list(named)[:_LOOKED_BACK] if (begin := self._leaves(name, at)) < at}
+        if not begins:
+            return ""
+        name, begin = min(begins.items(), key=lambda item: item[1])
+        told = [f"{one.stable_ranks[name]:.3g} at {one.place}" for one in self.checkpoints[begin - 1 : at + 1]]
+        more = f" (of {len(begins)} such layers the first)" if len(begins) > 1 else ""
+        return (
+            f" It begins before a rule finds it, at {self.checkpoints[begin].place}: the stable rank of {name}{more} "
+            f"is {', '.join(told[:_TOLD])}."
+        )
+
+    def _leaves(self, name: str, at: int) -> int:
+        """The first of the checkpoints up to `at` over which the stable rank of a layer leaves the others, one way."""
+        way = 0.0
+        while at > 0:
+            excess, usual = _excess(name, self.checkpoints[at - 1], self.checkpoints[at])
+            if abs(excess) <= max(_CLEARLY * usual, _LEAST) or excess * way < 0:
+                return at + 1 if way else at
+            way, at = excess, at - 1
+        return at + 1 if way else at
 
     def _stand_still(self) -> list[str]:
         found = groupby(self.checkpoints, key=lambda one: one.same_as)
         return [
-            f"The weights stand still from {first} to {list(group)[-1].place}, to the byte."
+            f"The weights stand still from {first} to {list(group)[-1].place}, to the byte: nothing was trained, "
+            "or an old file saved again."
             for first, group in found
             if first is not None
         ]
+
+
+def _excess(name: str, before: CheckpointHealth, after: CheckpointHealth) -> tuple[float, float]:
+    """How far log stable rank of a layer went beyond the others' median way, and how far those scatter about it."""
+    changes = {
+        other: math.log(value / before.stable_ranks[other])
+        for other, value in after.stable_ranks.items()
+        if value > 0 and before.stable_ranks.get(other, 0.0) > 0
+    }
+    own, others = changes.get(name, 0.0), [change for other, change in changes.items() if other != name]
+    if not others:
+        return 0.0, 0.0
+    middle = median(others)
+    return own - middle, 1.4826 * median(abs(change - middle) for change in others)
 
 
 def _span(some: Sequence[CheckpointHealth], every: Sequence[CheckpointHealth]) -> str:
@@ -149,9 +199,11 @@ class RunVerdicts:
         if before is not None and any(content) and content == self._content:
             same = before.same_as or before.place
         codes = {finding.code for finding in diagnosis.findings if not finding.noted}
-        untrained = _NOISE in codes and codes <= _AS_NOISE and (before is None or before.untrained)
+        begins = _NOISE in codes if before is None else before.untrained  # the last layers to leave noise may be few
+        untrained = begins and bool(codes) and codes <= _AS_NOISE
         self._content = content
-        self._found.append(CheckpointHealth(place, diagnosis, untrained, same))
+        ranks = {row.name: rank for row in audit.rows if (rank := row.metrics.get("stable_rank")) is not None}
+        self._found.append(CheckpointHealth(place, diagnosis, untrained, same, ranks))
         return self._found[-1]
 
     @property
@@ -185,7 +237,7 @@ def diagnose_run(
     >>> audits = {step: tw.audit({"up.weight": W}, use_cache=False) for step, W in run.items()}
     >>> print(tw.diagnose_run(audits).conclusion.replace(". ", ".\\n"))
     Nothing found in 2 checkpoints.
-    The weights stand still from step 500 to step 1000, to the byte.
+    The weights stand still from step 500 to step 1000, to the byte: nothing was trained, or an old file saved again.
     Not trained yet at step 0, as runs begin.
     """
     given: Sequence[tuple[str, int | None, Audit]] = listed(audits, steps)

@@ -134,8 +134,8 @@ def _layers(comparison: Comparison, rows: int) -> Grid:
     cut = ordered[:most] if most else ordered
     lines = tuple(_layer_line(layer, metrics) for layer in cut)
     heads = ("layer", "α before", "α after", "Δ α", "z", *(item[1] for item in metrics))
-    below = f"* significant at a false discovery rate of {comparison.level:g}"
-    below = below if sure else f"no change of α is significant at a false discovery rate of {comparison.level:g}"
+    below = f"significant at a false discovery rate of {comparison.level:g}"
+    below = f"* {below}" if sure else f"no change of α is {below}; of a fine-tune, near its base, the test is cautious"
     below += "; ? a fit that is not trusted, on one side or both" if any(not layer.trusted for layer in cut) else ""
     left, same = len(changed) - len(cut), len(comparison.layers) - len(changed)
     below += f"; {left} more layers, --rows 0 shows all" if left else ""
@@ -180,7 +180,8 @@ def _weights(comparison: Comparison, rows: int) -> Grid:
     )
     k = max((layer.weights.get("directions", 0.0) for layer in read), default=0.0)
     below = f"overlap of the {k:.0f} leading singular directions; two random subspaces of n dimensions have {k:.0f}/n"
-    below = f"{below}\n{scale()}"
+    left = len(read) - len(lines)
+    below = (f"{left} more layers moved less, --rows 0 shows all\n" if left else "") + f"{below}\n{scale()}"
     return _grid("W − W₀, the largest first", ("layer", *(title for _, title, _ in shown)), lines, below)
 
 

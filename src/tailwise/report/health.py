@@ -25,8 +25,8 @@ def line(health: Health) -> Text:
     return Text.assemble((health.word.upper(), STYLES[health.word]), ": ", health.why)
 
 
-def terminal(health: Health, path: str) -> RenderableType:
-    """The line, the worst layers with their reasons, and the next command."""
+def terminal(health: Health, path: str, ran: str = "") -> RenderableType:
+    """The line, the worst layers with their reasons, and the next command, unless that is what was `ran`."""
     parts: list[RenderableType] = [line(health)]
     if health.worst:
         parts.append(Text(health.worst_words, style="dim"))
@@ -38,7 +38,8 @@ def terminal(health: Health, path: str) -> RenderableType:
             parts.append(Padding(Text(item.stands, style="dim"), (0, 0, 0, 4)))
     if health.word == "healthy":
         parts.append(Text(LIMIT.replace("`", ""), style="dim"))
-    parts.append(Text(f"next: {health.next_for(path)}", style="dim"))
+    if health.next != ran:
+        parts.append(Text(f"next: {health.next_for(path)}", style="dim"))
     return Group(*parts)
 
 

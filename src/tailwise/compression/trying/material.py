@@ -122,8 +122,8 @@ class Text:
     def _divergence(self, logits: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
         """(length − 1,): KL(dense ‖ model) with all but the likeliest tokens as one, a little below the whole."""
         indices, known = (item.to(logits.device) for item in self._dense[_key(window)])
-        places = range(0, len(indices), _PLACES)
-        parts = [tuple(item[at : at + _PLACES] for item in (logits[:-1], indices, known)) for at in places]
+        # Split, not sliced: on the way back each slice would take a gradient of the size of all logits.
+        parts = list(zip(*(item.split(_PLACES) for item in (logits[:-1], indices, known)), strict=True))
         if not torch.is_grad_enabled():
             return torch.cat([_of_places(*part) for part in parts])
         # Widened logits of a few places at a time are held, and made again on the way back.

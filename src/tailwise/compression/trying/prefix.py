@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tailwise.core.errors import UsageError
 from tailwise.models.walking.block_inputs import Block
@@ -74,6 +76,10 @@ class Prefix:
             self._kept, self._windows = states, windows
         return losses
 
+    def again(self) -> AbstractContextManager[None]:
+        """Gradients hold the activations of one block, and the outputs of the others, for a while."""
+        return _again(self._blocks)
+
     def losses(self, windows: torch.Tensor, first: int) -> NDArray[np.float64]:
         """Losses of the windows, (n,), where no weight before block `first` has changed since `record`."""
         last = max((index for index in self._kept if index < first), default=None)
@@ -81,6 +87,18 @@ class Prefix:
             return self._score(self._model, windows)
         with _replayed(self._blocks[: last + 1], self._kept[last]):
             return self._score(self._model, windows)
+
+
+@contextmanager
+def _again(blocks: list[Block]) -> Iterator[None]:
+    """Each of the blocks is run once more on the way back, from what it was given."""
+    for block in blocks:
+        block.module.forward = partial(checkpoint, block.module.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.module.forward
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tailwise.compression.trying.material import Objective, RowScores
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
 from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings
+from tailwise.core.memory import give_back
 from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time
@@ -130,7 +131,7 @@ class PlanScorer:
         found = estimated_losses(
             self.stage.trial, around, self.stage.search, variants, ends=lambda: self.clock.left < 0, progress=told
         )
-        self.stage.trial.runs += 3
+        self.stage.trial.runs += 4
         return found
 
     def variant_losses(
@@ -168,6 +169,7 @@ class PlanScorer:
             self.tell(f"judging {item.name}, {place + 1} of {len(waiting)}")
             item.last = stage.trial.applied_scores(item.plan, stage.judged_on, stage.guard)
             self.judging, self.waiting = max(self.judging, self.clock.spent - began), 0
+            give_back()
 
     @property
     def finalists(self) -> int:

@@ -20,6 +20,7 @@ from tailwise.compression.trying.pace import Pace, pace_of, sized
 from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
 from tailwise.core.kept import kept_property
+from tailwise.core.memory import give_back
 from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model
@@ -169,6 +170,7 @@ def _set_up(
         dtypes = {item.tensor: _dtype_of(checkpoint, item.tensor) for item in plan if item.tensor in checkpoint.tensors}
     looking = Looking(looked, material, options.passes, lambda done, total: tell(f"{_SEEING}, block {done} of {total}"))
     trial, notes = trial_of(loaded.module, places, plan, looking, (config, dtypes))
+    give_back()
     treating = 0.0 if time[1] is None else trial.seconds_of_treating(plan, time[1].read)
     options, swift = _swift(trial, treating, options, time[1])
     return Stage(

@@ -24,6 +24,7 @@ from tailwise.compression.treating.treated import as_matrices, treated_layer, tr
 from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
+from tailwise.core.memory import give_back
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import Inputs
@@ -129,11 +130,12 @@ class Trial:
     ) -> dict[str, torch.Tensor]:
         """Stored tensor → d(objective)/dW at the model under a plan, of the mean over the windows, as W is shaped.
 
-        One window at a time, so that the activations of one are held.
+        One window at a time, and each block is run again on the way back, so that the activations of one are held.
         """
         self._set({item.tensor: item for item in plan})
         wanted = {name: self.parameters[name] for name in (item.tensor for item in plan)}
-        with _trained_alone(self.model, wanted.values()), torch.enable_grad(), self.quick():
+        give_back()  # the peak of a search stands on what is held now
+        with _trained_alone(self.model, wanted.values()), torch.enable_grad(), self.quick(), self._prefix.again():
             for place in range(len(windows)):
                 mean = self.material.mean(self.model, windows[place : place + 1]) / len(windows)
                 mean.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tailwise.judging.compare.comparison import Comparison
+    from tailwise.judging.compare.comparison import Comparison, LayerDelta
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ KNOWN = (
 )  # fmt: skip
 #: Largest ratio of two changes that are called alike: no layer stands out to be named.
 _ALIKE = 1.5
+#: Times the median change from which on a matrix stands apart from the others.
+_APART = 5.0
+#: Roles and blocks that are named one by one.
+_FEW_ROLES, _FEW_BLOCKS = 2, 6
 
 
 def magnitude(found: Comparison) -> str:
@@ -59,6 +64,16 @@ def magnitude(found: Comparison) -> str:
     if len(sizes) > 1 and most <= _ALIKE * least:
         every = f"in every one{of}" if of else f"in every one of {len(sizes)} matrices"
         return f"‖ΔW‖/‖W₀‖ is alike {every}, {_between(least, most)}: {_stands(middle)}"
+    far_out = [layer for layer in found.layers if sizes.get(layer.name, 0.0) >= _APART * middle]
+    if 1 < len(far_out) <= len(sizes) // 2:
+        apart = [sizes[layer.name] for layer in far_out]
+        others = [size for size in sizes.values() if size < _APART * middle]
+        which = f" ({where})" if (where := _where(far_out)) else ""
+        return (
+            f"{len(apart)} of {len(found.layers)} matrices moved far more than the others{which}: ‖ΔW‖/‖W₀‖ is "
+            f"{_between(min(apart), most)}, {_stands(most)}; of the other {len(others)} that changed it is "
+            f"{median(others):.2g} in the median, {_stands(median(others))}"
+        )
     said = (
         f"‖ΔW‖/‖W₀‖ is {middle:.2g} in the median{of} and {most:.2g} at most ({name}); the median is {_stands(middle)}"
     )
@@ -70,13 +85,19 @@ def _of_those(found: Comparison, moved: int) -> str:
     """` of the 21 of 211 matrices that changed (mlp_down, blocks 9 to 11)`; "" where all did."""
     if moved == len(found.layers):
         return ""
-    changed = [layer for layer in found.layers if not layer.identical]
-    blocks, roles = [layer.block for layer in changed], {layer.role for layer in changed}
+    where = _where([layer for layer in found.layers if not layer.identical])
+    return f" of the {moved} of {len(found.layers)} matrices that changed{f' ({where})' if where else ''}"
+
+
+def _where(layers: Sequence[LayerDelta]) -> str:
+    """`mlp_down, blocks 9 to 11`: their roles where those are few, and their blocks where they follow one another."""
+    blocks, roles = [layer.block for layer in layers], dict.fromkeys(layer.role for layer in layers)
     known = sorted({block for block in blocks if block is not None})
     run = None not in blocks and known == list(range(known[0], known[-1] + 1))
     within = f"block {known[0]}" if run and len(known) == 1 else f"blocks {known[0]} to {known[-1]}" if run else ""
-    where = ", ".join([*(roles if len(roles) == 1 else ()), *([within] if within else ())])
-    return f" of the {moved} of {len(found.layers)} matrices that changed{f' ({where})' if where else ''}"
+    if not run and known and None not in blocks and len(known) <= _FEW_BLOCKS:
+        within = f"blocks {', '.join(map(str, known[:-1]))} and {known[-1]}"
+    return ", ".join([*([" and ".join(roles)] if len(roles) <= _FEW_ROLES else ()), *([within] if within else ())])
 
 
 def _between(low: float, high: float) -> str:

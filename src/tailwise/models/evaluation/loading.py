@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.open import hub_model
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
+from tailwise.core.memory import give_back
 from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
@@ -69,6 +70,7 @@ def load_model(
     if tokenizer is None:
         tokenizer = load_tokenizer(place, revision)
     loaded_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    give_back()
     return Loaded(module.to(device).eval(), loaded_tokenizer, name, name, notes)
 
 
