@@ -231,3 +231,10 @@ def test_levels_have_no_patterns(audit, tmp_path):
     plan = plan_prune(audit, Request(None, operator="wanda", pattern="2:4"))
     with pytest.raises(UsageError, match="without a pattern"):
         export(plan, "evopress", tmp_path / "levels.txt")
+
+
+def test_a_name_that_would_be_several_lines_is_refused(audit, tmp_path):
+    plan = plan_prune(audit, Request(0.5, "uniform", "sparsegpt"))
+    odd = plan.replace(decisions=(plan.decisions[0].but(tensor="a\nb: 8\nlm_head.weight"), *plan.decisions[1:]))
+    with pytest.raises(UsageError, match="cannot hold this name"):
+        export(odd, "evopress", tmp_path / "levels.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ import tailwise as tw
 from tailwise.checkpoints.open import open_checkpoint
 from tailwise.compression.applying.apply import apply
 from tailwise.compression.applying.apply_options import ApplyOptions
-from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.core.errors import TailwiseError, UnreadableError, UsageError
 from tailwise.models.evaluation.evaluate import EvaluateOptions, evaluate
 from tailwise.models.evaluation.loading import load_model
 from tailwise.models.walking.load_pruned import load_pruned
@@ -234,3 +235,31 @@ def test_bad_arguments_are_told(folders, tmp_path):
         load_pruned(folders[1], dtype="int3")
     with pytest.raises(UnreadableError, match="no such folder"):
         load_pruned(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda d: first(d["heads"]).update(groups=0), lambda d: first(d["heads"]).update(size="8"),
+     lambda d: first(d["heads"]).update(queries=3, groups=2), lambda d: first(d["layers"]).update(inputs=-1),
+     lambda d: first(d["layers"]).update(outputs=10**30), lambda d: first(d["layers"]).update(outputs=1.5),
+     lambda d: first(d["layers"]).update(rank=-2), lambda d: d.update(heads=[])],
+)  # fmt: skip
+def test_sizes_that_no_layer_has_are_one_message(folders, tmp_path, change):
+    place = shutil.copytree(folders[1], tmp_path / "m")
+    document = json.loads((place / PRUNED_FILE).read_text())
+    change(document)
+    (place / PRUNED_FILE).write_text(json.dumps(document))
+    with pytest.raises(UnreadableError, match="does not say how the layers were cut"):
+        load_pruned(place)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"cache_implementation": "zz"}'])
+def test_a_damaged_generation_config_is_one_message(folders, tmp_path, text):
+    place = shutil.copytree(folders[1], tmp_path / "m")
+    (place / "generation_config.json").write_text(text)
+    with pytest.raises(TailwiseError):
+        load_pruned(place)
+
+
+def first(named):
+    return next(iter(named.values()))

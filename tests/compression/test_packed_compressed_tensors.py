@@ -17,6 +17,8 @@ from tailwise.compression.packing.bit_streams import pack_bits, pack_words
 from tailwise.compression.packing.compressed_tensors import CompressedTensors
 from tailwise.compression.plans.plan import Plan
 from tailwise.core.errors import UnreadableError, UsageError
+from tailwise.models.evaluation.loading import load_model
+from tailwise.models.evaluation.losses import logits_of
 
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -67,6 +69,17 @@ def test_mixed_plans_of_both_operators(llama, tmp_path, operator):
     assert config["format"] == "mixed-precision"
     assert {group["format"] for group in config["config_groups"].values()} == {"pack-quantized", "nvfp4-pack-quantized"}
     assert "lm_head" in config["ignore"]
+
+
+@pytest.mark.parametrize("names", [("int4-g16", "nvfp4", "bf16", "int8"), ("int4-asym-g16", "fp8_e4m3", "mxfp4")])
+def test_a_packed_folder_is_scored_as_the_dequantized_one_without_decoding_at_every_product(llama, tmp_path, names):
+    made = both(llama, plan_for(llama, *names), LAYOUT, tmp_path)
+    packed, dense = (load_model(str(place), dtype="auto") for place in (made.packed, made.dense))
+    ids = WINDOWS[:2]
+    assert torch.equal(logits_of(packed.module, ids), logits_of(dense.module, ids))
+    assert type(packed.module.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert packed.module.dtype == torch.float32
+    assert "decoded once" in packed.notes[0]
 
 
 @pytest.mark.parametrize("names", [("int3-g16", "mxfp6"), ("int4-asym-g16", "fp8_e4m3-tensor", "nvfp4", "fp16")])

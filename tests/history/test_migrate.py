@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_points import UP, alarm, point
 
-from tailwise.core.errors import UnreachableError, UnreadableError, UsageError
+from tailwise.core.errors import TailwiseError, UnreachableError, UnreadableError, UsageError
 from tailwise.history.connect import connect, writing
 from tailwise.history.schema import META, METADATA, SCHEMA
 from tailwise.history.sql import inspect, text, update
@@ -65,6 +65,42 @@ def test_a_migration_of_postgresql(postgres):
     with History(url) as history:
         assert history.kept_alarms("a")[0].last_step == 2
         assert history.add_point(point(1)) == "new"
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["ALTER TABLE tailwise_points RENAME TO p; CREATE VIEW tailwise_points AS SELECT * FROM p",
+     "CREATE RULE r AS ON UPDATE TO tailwise_runs DO ALSO SELECT 1",
+     "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+     "CREATE TRIGGER t BEFORE INSERT ON tailwise_points FOR EACH ROW EXECUTE FUNCTION f()",
+     "ALTER TABLE tailwise_points ENABLE ROW LEVEL SECURITY",
+     "ALTER TABLE tailwise_runs ADD COLUMN more text GENERATED ALWAYS AS ('x') STORED",
+     "CREATE TABLE heir () INHERITS (tailwise_runs)"],
+)  # fmt: skip
+def test_a_store_in_postgresql_that_computes_is_refused(postgres, made):
+    url = postgres.new_store()
+    with History(url) as history:
+        history.add_point(point(1))
+    History(url).close()  # as it was made, it opens
+    engine = connect(url, create=False, patience=5.0)
+    with engine.begin() as connection:
+        for statement in made.split("; ") if "BEGIN" not in made else made.split("; CREATE"):
+            connection.execute(text(statement if statement.startswith(("CREATE", "ALTER")) else f"CREATE{statement}"))
+    engine.dispose()
+    with pytest.raises(UnreadableError, match="tailwise has not made it"):
+        History(url)
+
+
+def test_a_column_of_another_type_in_postgresql_is_one_message(postgres):
+    url = postgres.new_store()
+    with History(url) as history:
+        history.add_point(point(1))
+    engine = connect(url, create=False, patience=5.0)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE tailwise_points ALTER time TYPE timestamptz USING to_timestamp(time)"))
+    engine.dispose()
+    with History(url) as history, pytest.raises(TailwiseError):
+        list(history.points("a"))
 
 
 def test_vectors_of_postgresql_are_neither_moved_nor_compressed(postgres):

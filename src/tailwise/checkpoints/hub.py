@@ -101,6 +101,12 @@ def branches(address: HubAddress) -> list[str]:
     return [ref.name for ref in (*refs.branches, *refs.tags)]
 
 
+def _is_name(name: object) -> bool:
+    """Whether a listed name can be that of a file: what no folder can hold is no part of a model."""
+    parts = name.split("/") if isinstance(name, str) and name.isprintable() else [""]
+    return all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+
+
 class HubFolder(Folder):
     """A model on the Hub, as of one commit."""
 
@@ -112,7 +118,7 @@ class HubFolder(Folder):
             info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True, timeout=_SECONDS)
         self.revision = info.sha
         self._repo, self._address = address.repo, address
-        self._files = {file.rfilename: file for file in info.siblings or []}
+        self._files = {file.rfilename: file for file in info.siblings or [] if _is_name(file.rfilename)}
         self._prefix = ""
 
     def enter(self, path: str) -> str | None:
@@ -155,7 +161,10 @@ class HubFile(ByteSource):
         if size is None:
             with hub_errors(address):
                 size = get_hf_file_metadata(self._url, timeout=_SECONDS).size
-        self.size = int(size or 0)
+        if not isinstance(size, int) or size < 0:
+            fix = "the Hub's answer is damaged: try again"
+            raise UnreadableError(f"has the size {str(size)[:40]!r} in the Hub's listing", where=self.name, fix=fix)
+        self.size = size
         lfs = listed.lfs or {}
         content = lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)
         # The content's own hash is the same in every copy of a model; a commit is the next best.

@@ -22,6 +22,7 @@ from tailwise.history.sql import (
     DBAPIError,
     Engine,
     InterfaceError,
+    InvalidRequestError,
     NoSuchModuleError,
     OperationalError,
     create_engine,
@@ -241,6 +242,9 @@ def store_errors(where: str) -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise _explained(error, where) from error
+    except InvalidRequestError as error:  # such as a type of a column that is not the one that was made
+        fix = "restore the tables from a copy, or begin another store"
+        raise UnreadableError(f"its tables are not those of a store ({error})", where=where, fix=fix) from error
     except OSError as error:
         raise UnreachableError(f"could not be reached: {error.strerror or error}", where=where) from error
 

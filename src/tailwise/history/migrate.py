@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.history.connect import reading, writing
@@ -47,8 +47,7 @@ def _version(connection: Connection, where: str) -> int:
         if tables and connection.dialect.name == "sqlite":
             raise UsageError("is the database of another program", where=where, fix="choose another file")
         return 0
-    if connection.dialect.name == "sqlite":
-        _check_plain(connection, where)
+    (_check_plain if connection.dialect.name == "sqlite" else _check_plain_of_server)(connection, where)
     version = connection.execute(select(META.c.value).where(META.c.key == "schema")).scalar()
     if version is None or not version.isdigit():
         raise UnreadableError("does not say which version it has", where=where, fix="restore it from a copy")
@@ -73,11 +72,33 @@ def _check_plain(connection: Connection, where: str) -> None:
     for row in tables:
         if not other:
             other += connection.execute(computed, {"name": row.name}).scalars()
+    _refuse(other, where)
+
+
+#: Of the tables that are ours by name: what is none, has rules, policies or heirs, and what computes beside its rows.
+_ODD = """
+WITH ours AS (
+    SELECT * FROM pg_catalog.pg_class WHERE pg_catalog.left(relname::text, 9) OPERATOR(pg_catalog.=) 'tailwise_'
+    AND pg_catalog.pg_table_is_visible(oid)
+)
+SELECT relname::text FROM ours WHERE relkind IN ('v', 'm', 'f', 'p')
+    OR (relkind = 'r' AND (relhasrules OR relrowsecurity OR relhassubclass))
+UNION ALL SELECT tgname::text FROM pg_catalog.pg_trigger JOIN ours ON tgrelid = ours.oid WHERE NOT tgisinternal
+UNION ALL SELECT attname::text FROM pg_catalog.pg_attribute JOIN ours ON attrelid = ours.oid WHERE attgenerated <> ''
+"""
+
+
+def _check_plain_of_server(connection: Connection, where: str) -> None:
+    """The same in PostgreSQL, where others than the reader may have made the tables."""
+    _refuse(list(connection.execute(text(_ODD)).scalars()), where)
+
+
+def _refuse(other: Sequence[object], where: str) -> None:
     if other:
         raise UnreadableError(
             f"{str(other[0])[:100]!r} in it is no table or column of values, and tailwise has not made it",
             where=where,
-            fix="drop it (a view, trigger or computed column), or copy the tables into a store of your own",
+            fix="drop it (a view, rule, trigger, policy or computed column), or copy the tables into another store",
         )
 
 

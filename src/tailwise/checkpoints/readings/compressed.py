@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tailwise.checkpoints.readings.claim import Claim, Read, Refused, Siblings
@@ -29,6 +30,7 @@ _SUFFIXES = (
     "weight_g_idx",
 )
 _MISSING = f"weights packed by compressed-tensors; to read them: {how_to_get('packed')}"
+_MOST_AXES = 4  # of a weight
 _LEGACY = frozenset({"marlin-24", "sparse-24-bitmask", "sparse-bitmask"})
 
 
@@ -89,8 +91,8 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         yield Refused(members, _MISSING)
     else:
         shape = _shape(checkpoint, spec, group, scheme["weights"])
-        if len(shape) < 2:
-            yield Refused(members, f"its shape is {list(shape)}, and that of a matrix was expected")
+        if why := _misfit(shape, spec, group, scheme["weights"]):
+            yield Refused(members, why)
             return
         codec = Compressed(group.module, shape, members, layout, scheme["weights"])
         yield Read(group.named("weight"), members, codec)
@@ -106,7 +108,9 @@ def settings_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
 def _shape(checkpoint: Checkpoint, spec: TensorSpec, group: Siblings, weights: Mapping[str, Any]) -> tuple[int, ...]:
     """Shape of the decoded weight; two integers are read where the packing has padded it away."""
     if (stored := group.leaves.get("weight_shape")) is not None:
-        return tuple(int(side) for side in checkpoint.read(stored.name).flatten().tolist())
+        if stored.numel > _MOST_AXES or not stored.dtype.startswith(("I", "U")):
+            raise _unusable(group.module, "weight_shape is no shape")
+        return tuple(checkpoint.read(stored.name).flatten().tolist())
     if spec.name.endswith("weight_packed") and spec.shape:
         bits = weights.get("num_bits", 4)
         word = 32 if spec.dtype == "I32" else 8
@@ -114,6 +118,21 @@ def _shape(checkpoint: Checkpoint, spec: TensorSpec, group: Siblings, weights: M
             raise _unusable(group.module, f"num_bits is {bits!r:.80}, and a number from 1 to {word} was expected")
         return (*spec.shape[:-1], spec.shape[-1] * word // bits)
     return spec.shape
+
+
+def _misfit(shape: tuple[int, ...], spec: TensorSpec, group: Siblings, weights: Mapping[str, Any]) -> str:
+    """Why a weight of this shape cannot be what is stored; "" where it can. The library spreads whatever it gets."""
+    if len(shape) < 2 or min(shape) < 1:
+        return f"its shape is {list(shape)}, and that of a matrix was expected"
+    bits = weights.get("num_bits", 8)
+    codes = spec.nbytes * 8 // bits if isinstance(bits, int) and bits > 0 else spec.numel
+    if prod(shape) > max(codes, spec.numel):
+        return f"its shape is {list(shape)}, and its codes are enough for {codes} entries"
+    for leaf in ("weight_scale", "weight_zero_point", "weight_g_idx"):
+        beside = group.leaves.get(leaf)
+        if beside is not None and (len(beside.shape) > len(shape) or beside.numel > prod(shape)):
+            return f"its {leaf} is {list(beside.shape)}, and the weight {list(shape)}"
+    return ""
 
 
 def _group_of(module: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:

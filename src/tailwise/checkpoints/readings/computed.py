@@ -18,6 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from tailwise.checkpoints.readings.claim import Aside, Claim, Read, Refused, Siblings
+from tailwise.core.errors import UnreadableError
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,11 @@ def _is_ternary(module: str, checkpoint: Checkpoint) -> bool:
     settings = checkpoint.config.get("quantization_config")
     if not isinstance(settings, Mapping) or settings.get("linear_class") != "autobitlinear":
         return False
-    left_out = (*(settings.get("modules_to_not_convert") or ()), "lm_head", "embed_tokens")
+    named = settings.get("modules_to_not_convert") or ()
+    if not isinstance(named, list | tuple):
+        fix = "correct quantization_config in config.json"
+        raise UnreadableError("modules_to_not_convert is no list of names", where=checkpoint.uri, fix=fix)
+    left_out = (*named, "lm_head", "embed_tokens")
     return settings.get("quantization_mode") == "online" and not any(str(name) in module for name in left_out)
 
 
@@ -297,6 +302,9 @@ def _parametrized(group: Siblings, outer: str, inner: str, spec: TensorSpec) -> 
     if inner == "" and u is not None and len(own) == 3 and len(spec.shape) > 1:
         return _spectral(name, spec, u, leaves.get(f"{outer}.0._v"))
     if inner == "" and base is not None and len(own) == 2 and len(spec.shape) == 2:
+        # Checked before anything is done: exp(A) takes the cube of the longer side, and the base is as large as A.
+        if base.shape != (max(spec.shape), max(spec.shape)):
+            return Refused(members, f"its base is {list(base.shape)}, and a square of its longer side was expected")
         return Read(name, members, Orthogonal(spec.shape, spec.name, base.name, spec.dtype))
     return Refused(members, _UNKNOWN)
 

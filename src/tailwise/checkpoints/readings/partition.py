@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -54,12 +54,20 @@ class Claims:
 
     def add(self, reading: str, claim: Claim) -> None:
         """Take a claim over."""
-        if isinstance(claim, Read):
+        if isinstance(claim, Read) and claim.codec is not None and not _is_shape(claim.codec.shape):
+            why = f"its shape is {str(list(claim.codec.shape))[:80]}, which no matrix has"
+            self.refused.update(dict.fromkeys(claim.members, why))
+        elif isinstance(claim, Read):
             self.weights[claim.name] = reading, claim
         elif isinstance(claim, Refused):
             self.refused.update(dict.fromkeys(claim.members, claim.why))
         else:
             self.aside.update(dict.fromkeys(claim.members, claim.why))
+
+
+def _is_shape(shape: Sequence[object]) -> bool:
+    """What a file says of a shape may be anything."""
+    return all(isinstance(side, int) and 0 <= side < 1 << 62 for side in shape)
 
 
 def claims_on(checkpoint: Checkpoint, tensors: Mapping[str, TensorSpec]) -> Claims:

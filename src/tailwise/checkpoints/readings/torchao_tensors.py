@@ -74,7 +74,9 @@ def find(group: Siblings, checkpoint: Checkpoint) -> Iterator[Claim]:
         shape = (spec.shape[0], 2 * spec.shape[1]) if spec.dtype == "U8" and len(spec.shape) == 2 else spec.shape
         members = group.pick(*(f"{stem}{suffix}" for suffix in _SUFFIXES))
         others = group.pick(*(f"{stem}{suffix}" for suffix in _OTHERS))
-        if not others and scale is not None and spec.dtype in _CODES and _divides(scale.shape, shape):
+        zero, overall = (leaves.get(f"{stem}{suffix}") for suffix in ("zero_point", "per_tensor_scale"))
+        fits = (zero is None or _divides(zero.shape, shape)) and (overall is None or overall.numel == 1)
+        if not others and scale is not None and spec.dtype in _CODES and _divides(scale.shape, shape) and fits:
             yield Read(group.named(weight), members, TorchAoTensor(group.named(stem), shape, members, spec.dtype))
         else:
             yield Refused(

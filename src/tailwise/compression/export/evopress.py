@@ -32,6 +32,9 @@ def levels(plan: Plan) -> Files:
     sparsity; the steps are rounded together, so that the budget stays.
     """
     layer_levels, about = _bits(plan) if plan.quantizes else _steps(plan)
+    if odd := [layer for layer in layer_levels if not layer.isprintable()]:
+        fix = "leave it out by --layers"
+        raise UsageError("EvoPress's lines cannot hold this name", where=repr(odd[0])[:200], fix=fix)
     text = "\n".join(f"{layer}: {level}" for layer, level in layer_levels.items())
     return {".txt": text.encode(), ".notes.json": (json.dumps(about, indent=1) + "\n").encode()}
 

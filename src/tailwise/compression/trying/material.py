@@ -123,7 +123,7 @@ class Text:
         """(length − 1,): KL(dense ‖ model) with all but the likeliest tokens as one, a little below the whole."""
         indices, known = (item.to(logits.device) for item in self._dense[_key(window)])
         # Split, not sliced: on the way back each slice would take a gradient of the size of all logits.
-        parts = list(zip(*(item.split(_PLACES) for item in (logits[:-1], indices, known)), strict=True))
+        parts = list(zip(*(torch.split(item, _PLACES) for item in (logits[:-1], indices, known)), strict=True))
         if not torch.is_grad_enabled():
             return torch.cat([_of_places(*part) for part in parts])
         # Widened logits of a few places at a time are held, and made again on the way back.

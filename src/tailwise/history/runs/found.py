@@ -31,6 +31,7 @@ _TOLD = (("trainer_state.json", "global_step"), ("training.json", "step"))
 #: What trainers call a checkpoint that is not done.
 _ASIDE = re.compile(r"^(?:tmp|\.)|\.(?:tmp|temp|part|partial|incomplete)$", re.IGNORECASE)
 _DEPTH = 3
+_MOST_DIGITS = 4000  # Python reads no longer number
 _MOST_ZEROS = 15
 _EXAMPLES = "step-100, step_100, checkpoint-100, global_step100, iter_100 or epoch-1"
 
@@ -56,7 +57,7 @@ def step_of(name: str) -> int | None:
 def _number(digits: str, rest: str) -> int | None:
     whole = re.sub("[_,]", "", digits)
     if not rest:
-        return int(whole)
+        return int(whole) if len(whole) <= _MOST_DIGITS else None
     power = int(rest.partition("e")[2]) if "e" in rest else _TIMES[rest[-1]]
     if power > _MOST_ZEROS:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from tailwise.models.evaluation.own_code import load_error
 from tailwise.models.evaluation.own_config import checked_document, config_of, room_for
 from tailwise.models.evaluation.own_tokenizer import check_growth, check_tokenizer, panics_told
 from tailwise.models.evaluation.quiet import quiet
-from tailwise.models.walking.load_pruned import load_pruned
+from tailwise.models.walking.load_pruned import load_decoded, load_pruned
 from tailwise.models.walking.shapes import PRUNED_FILE
 from tailwise.models.walking.towers import is_composite
 
@@ -64,7 +65,8 @@ def load_model(
     place, revision = address_of(name)
     transformers = _transformers(name)
     with quiet(streams=gguf_file_of(place) is not None):  # whose bars nothing switches off
-        module, notes = _load(transformers, place, revision, _wide_enough(dtype, device, place), name)
+        how = _wide_enough(dtype, device, place), device
+        module, notes = _load(transformers, place, revision, how, name)
     if device == "cpu" and dtype == "auto" and not hasattr(module.config, "quantization_config"):
         module = _widened(module)
     if tokenizer is None:
@@ -115,10 +117,20 @@ def _transformers(where: str) -> Any:
     return transformers
 
 
-def _load(transformers: Any, place: str, revision: str | None, dtype: str, name: str) -> tuple[Any, tuple[str, ...]]:
+def _load(
+    transformers: Any, place: str, revision: str | None, how_to_compute: tuple[str, str], name: str
+) -> tuple[Any, tuple[str, ...]]:
+    dtype, device = how_to_compute
     kind, config = _kind_of(transformers, place, revision, name)
     if (Path(place) / PRUNED_FILE).is_file():
         return load_pruned(place, dtype=dtype), ()
+    packing = getattr(config, "quantization_config", None)
+    by_library = isinstance(packing, Mapping) and packing.get("quant_method") == "compressed-tensors"
+    if by_library and device == "cpu" and dtype in ("auto", "float32") and Path(place).is_dir():
+        decoded = load_decoded(place)
+        if decoded is not None:
+            decoded = decoded.float() if dtype == "float32" else decoded
+            return decoded, (f"{name}: its packed weights were decoded once, and are multiplied as any others",)
     how = {"revision": revision, "dtype": dtype, "output_loading_info": True, "config": config, **told(place)}
     if "gguf_file" in how:
         how["config"] = _config_in(place)

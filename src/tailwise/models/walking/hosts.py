@@ -135,8 +135,8 @@ def _address(name: str) -> tuple[str, str | None]:
     return address.repo, address.revision
 
 
-def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
-    """The class that a model's config names, and the config."""
+def architecture_of(place: str, revision: str | None = None, *, decoded: bool = False) -> tuple[Any, Any]:
+    """The class that a model's config names, and the config; of `decoded` weights, without how they were packed."""
     try:
         with quiet():
             import transformers
@@ -149,7 +149,9 @@ def architecture_of(place: str, revision: str | None = None) -> tuple[Any, Any]:
         fix = "calibration takes a model of transformers; the operator magnitude needs none"
         raise load_error(error, place, "its config could not be read", fix) from error
     if getattr(config, "quantization_config", None):
-        raise UsageError("its weights are quantized", where=place, fix=AS_NUMBERS)
+        if not decoded:
+            raise UsageError("its weights are quantized", where=place, fix=AS_NUMBERS)
+        del config.quantization_config
     names = getattr(config, "architectures", None) or []
     architecture = getattr(transformers, names[0], None) if names else None
     if not hasattr(architecture, "_from_config"):  # no model

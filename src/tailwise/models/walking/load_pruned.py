@@ -16,6 +16,7 @@ from torch import nn
 from tailwise.checkpoints.checkpoint import Checkpoint
 from tailwise.checkpoints.formats.common import torch_dtype
 from tailwise.checkpoints.open import open_checkpoint
+from tailwise.checkpoints.readings.partition import claimed
 from tailwise.core.errors import UnreadableError, UsageError
 from tailwise.core.execution.executor import checked_device
 from tailwise.core.validation import checked
@@ -56,8 +57,32 @@ def load_pruned(folder: str | os.PathLike[str], *, dtype: str = "auto", device: 
         if (place / "generation_config.json").is_file() and hasattr(model, "generation_config"):
             import transformers
 
-            vars(model)["generation_config"] = transformers.GenerationConfig.from_pretrained(str(place))
+            try:
+                vars(model)["generation_config"] = transformers.GenerationConfig.from_pretrained(str(place))
+            except Exception as error:  # it says what it likes of a file that anyone may have written
+                raise load_error(error, place) from error
     return model.to(device).eval()
+
+
+def load_decoded(folder: str | os.PathLike[str]) -> nn.Module | None:
+    """A folder packed by compressed-tensors, its codes decoded once and rounded to the dtype of its config.
+
+    transformers decodes them anew at every product, which takes a CPU several times as long as the product. None
+    where what is stored is not the model's own.
+    """
+    place = Path(os.fspath(folder)).expanduser()
+    architecture, config = architecture_of(str(place), decoded=True)
+    dtype = getattr(config, "dtype", None)
+    with open_checkpoint(place) as stored:
+        checkpoint = claimed(stored)
+        with quiet(), building_of(str(place)):
+            model = _empty(architecture, config, dtype if isinstance(dtype, torch.dtype) else torch.float32)
+        names = separated(model, checkpoint)
+        sources = sources_of(model, checkpoint, names)
+        if sources is None or lacking(model, sources):
+            return None
+        _fill(model, checkpoint, (next(model.parameters()).dtype, names), place)
+    return model
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from tailwise.checkpoints.within import check_within
 from tailwise.core.errors import MALFORMED, UnreadableError, UsageError
 from tailwise.core.storage import json_of, read_text
+from tailwise.core.typed import check_typed
 from tailwise.models.walking.statistics import PLAIN
 
 PRUNED_FILE = "tailwise_pruned.json"
@@ -73,11 +74,25 @@ class Shapes:
                 raise UnreadableError(
                     f"is of format {document[_VERSION]}; this tailwise reads {FORMAT}", where=path, fix=fix
                 )
-            layers = {name: Sizes(**sizes) for name, sizes in document["layers"].items()}
-            return Shapes(layers, {name: Heads(**heads) for name, heads in document["heads"].items()})
+            layers = {name: _checked(Sizes, sizes) for name, sizes in document["layers"].items()}
+            return Shapes(layers, {name: _checked(Heads, heads) for name, heads in document["heads"].items()})
         except (*MALFORMED, OSError) as error:
             fix = "write the model again with `tailwise apply`"
             raise UnreadableError("does not say how the layers were cut", where=path, fix=fix) from error
+
+
+Kind = TypeVar("Kind", Sizes, Heads)
+
+
+def _checked(kind: type[Kind], given: Any) -> Kind:
+    """`TypeError` or `ValueError` where a number cannot be a size."""
+    check_typed(kind, given)
+    if not all(0 < value < 1 << 31 for value in given.values() if value is not None):
+        raise ValueError("a size that no layer has")
+    made = kind(**given)
+    if isinstance(made, Heads) and made.queries % made.groups:
+        raise ValueError(f"{made.queries} heads in {made.groups} groups")
+    return made
 
 
 class Factored(nn.Module):
