@@ -80,7 +80,7 @@ def test_an_exception_of_the_function_is_raised_and_no_further_item_starts(worke
 
 
 def test_a_caller_that_stops_iterating_stops_the_rest_and_waits_for_what_is_under_way():
-    stop, finished = threading.Event(), []
+    stop, finished, before = threading.Event(), [], set(threading.enumerate())  # of monitors, say
 
     def work(item):
         finished.append(item)
@@ -91,7 +91,8 @@ def test_a_caller_that_stops_iterating_stops_the_rest_and_waits_for_what_is_unde
     results.close()
     assert stop.is_set()
     assert len(finished) <= 4
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tailwise")]
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name.startswith("tailwise")]
 
 
 def test_each_worker_runs_one_blas_thread_and_the_callers_setting_comes_back():

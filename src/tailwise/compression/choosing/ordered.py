@@ -6,7 +6,6 @@ import numpy as np
 
 from tailwise.compression.choosing.bit_formats import SLACKS, Choices, Levels
 from tailwise.compression.plans.budget import Vector
-from tailwise.compression.plans.phrasing import listed
 
 ONE_FORMAT = "one format holds the budget:"
 NOTHING_LEFT = "nothing is left to order, so this is what uniform gives; --tau 0.3 spreads the bits around that format"
@@ -33,9 +32,7 @@ def ordered(choices: Choices, turns: Vector) -> tuple[Levels, tuple[str, ...]]:
     losses[rows, every[low]] = extra * (2.0 - turns)
     losses[rows, every[low + 1]] = 0.0
     names = f"{choices.formats[low]} and {choices.formats[low + 1]}"
-    others = [name for level, name in enumerate(choices.formats) if level not in (low, low + 1)]
-    left = f"; not used, since nothing but bits is known of them here: {listed(others)}" if others else ""
-    return choices.cheapest(losses, _GAP, _SECONDS).levels, (f"the two formats next to the budget: {names}{left}",)
+    return choices.cheapest(losses, _GAP, _SECONDS).levels, (f"the two formats next to the budget: {names}",)
 
 
 def decided(notes: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from tailwise.compression.trying.material import Objective, RowScores
 from tailwise.compression.trying.sensitivity import Variant, variant_losses
 from tailwise.compression.trying.stage import Stage
 from tailwise.compression.trying.trial_tasks import EngineTrials, TrialSettings
-from tailwise.core.memory import give_back
+from tailwise.core.freed import give_back
 from tailwise.models.evaluation.intervals import mean_interval
 
 Say = Callable[[str, float], None]  # what is done, fraction of the time

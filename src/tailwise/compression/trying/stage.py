@@ -19,8 +19,8 @@ from tailwise.compression.trying.material import Material, Objective, Pictures, 
 from tailwise.compression.trying.pace import Pace, pace_of, sized
 from tailwise.compression.trying.trial import Looking, Trial, trial_of
 from tailwise.core.errors import UsageError
+from tailwise.core.freed import give_back
 from tailwise.core.kept import kept_property
-from tailwise.core.memory import give_back
 from tailwise.core.validation import check_fields, check_least
 from tailwise.models.evaluation.images import images_of, is_classifier, load_classifier, predicted
 from tailwise.models.evaluation.loading import Loaded, check_length, load_model

@@ -24,7 +24,7 @@ from tailwise.compression.treating.treated import as_matrices, treated_layer, tr
 from tailwise.compression.trying.material import Material, RowScores, Text, objective_of, products_in
 from tailwise.compression.trying.prefix import Prefix
 from tailwise.core.errors import UsageError
-from tailwise.core.memory import give_back
+from tailwise.core.freed import give_back
 from tailwise.models.activations import Activations, Need
 from tailwise.models.walking.block_inputs import Block
 from tailwise.models.walking.calibrate import Inputs

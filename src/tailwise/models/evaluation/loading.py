@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tailwise.checkpoints.open import hub_model
 from tailwise.core.errors import UsageError
 from tailwise.core.execution.executor import checked_device
-from tailwise.core.memory import give_back
+from tailwise.core.freed import give_back
 from tailwise.core.optional import how_to_get
 from tailwise.models.evaluation.adapters import base_of, in_words, is_adapter, with_adapter
 from tailwise.models.evaluation.gguf_files import gguf_file_of, told
