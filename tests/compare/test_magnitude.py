@@ -137,3 +137,13 @@ def test_a_few_that_moved_far_more_are_said_with_their_roles_and_blocks():
     said = tw.comparing.difference(*both, models=(base, after)).comparison.magnitude
     assert said.startswith("4 of 18 matrices moved far more than the others (attn_q and attn_o, blocks 2 to 3): ")
     assert "of the other 14 that changed it is 0.003 in the median, between rounding to bf16" in said
+
+
+def test_several_that_moved_farther_than_unrelated_matrices_are_are_placed_too():
+    base = {f"layers.{i}.up.weight": RNG.standard_normal((64, 48)) for i in range(6)}
+    after = {name: W * 1.01 for name, W in base.items()}
+    after |= {name: 4 * RNG.standard_normal((64, 48)) for name in list(base)[:2]}
+    both = [tw.audit(model, use_cache=False, baseline_replicas=1) for model in (base, after)]
+    said = tw.comparing.difference(*both, models=(base, after)).comparison.magnitude
+    assert said.startswith("2 of 6 matrices moved far more than the others")
+    assert "at least as far as another, independent matrix" in said

@@ -113,6 +113,8 @@ def _stands(value: float) -> str:
     within = next((one for one in KNOWN if one.low <= value < one.high), None)
     if within is not None:
         return f"within {_told(within)}"
+    if not above:
+        return f"at least as far as {_told(below[-1])} is"
     return f"between {_told(below[-1])} and {_told(above[0])}"
 
 
